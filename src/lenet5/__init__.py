@@ -1,0 +1,1 @@
+"""LeNet-5 on FashionMNIST, from convolution to a versioned ONNX model."""

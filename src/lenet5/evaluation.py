@@ -1,0 +1,128 @@
+"""Figures of frozen weights: loss, accuracy, gaps, their intervals, per-class scores, calibration."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lenet5.datasets import Split
+from lenet5.engine import to_float
+from lenet5.errors import UserError
+from lenet5.fashion_mnist import CLASSES
+from lenet5.model import LeNet5
+from lenet5.params import ModelParams
+
+BATCH = 2000
+"""Large enough to fill a CPU or GPU, small enough for the activations to stay in cache."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Mean cross-entropy in nats and the share of images classified rightly."""
+
+    loss: float
+    accuracy: float
+
+    def gap_to(self, other: "Measure") -> "Measure":
+        """How much worse ``other`` is: both numbers grow with overfitting when this is the training sample."""
+        return Measure(other.loss - self.loss, self.accuracy - other.accuracy)
+
+
+def predict(model: LeNet5, images: Tensor) -> Tensor:
+    """Logits (n, 10) for images (n, 28, 28) uint8, with dropout off."""
+    model.eval()
+    with torch.inference_mode():
+        return torch.cat([model(to_float(batch)) for batch in images.split(BATCH)])
+
+
+def measure(model: LeNet5, split: Split) -> Measure:
+    """Loss and accuracy of ``model`` as it stands on ``split``."""
+    logits = predict(model, split.images)
+    loss = F.cross_entropy(logits, split.labels)
+    correct = (logits.argmax(1) == split.labels).sum()
+    return Measure(loss.item(), correct.item() / len(split))
+
+
+def load_weights(path: Path, params: ModelParams) -> LeNet5:
+    """The trained model, on the CPU. Raises UserError where ``path`` is missing, damaged or of another model."""
+    model = LeNet5(params)
+    try:
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; `dvc repro train` makes it") from None
+    except Exception as error:  # torch raises a dozen kinds, and all mean the same to a person
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path}: not weights of the model in params.yaml; `dvc repro -f train` ({reason})") from None
+    return model.to(memory_format=torch.channels_last)
+
+
+def split_figures(logits: Tensor, labels: Tensor, confidence: float) -> dict[str, float]:
+    """Loss and accuracy with their intervals: normal for the mean loss, Wilson's for the accuracy."""
+    from scipy.stats import binomtest, norm
+
+    losses = F.cross_entropy(logits.double(), labels, reduction="none")
+    correct = int((logits.argmax(1) == labels).sum())
+    margin = norm.ppf((1 + confidence) / 2) * losses.std().item() / len(labels) ** 0.5
+    interval = binomtest(correct, len(labels)).proportion_ci(confidence, method="wilson")
+    return {
+        "loss": losses.mean().item(),
+        "loss_low": losses.mean().item() - margin,
+        "loss_high": losses.mean().item() + margin,
+        "accuracy": correct / len(labels),
+        "accuracy_low": interval.low,
+        "accuracy_high": interval.high,
+    }
+
+
+def gap_figures(better: Mapping[str, float], worse: Mapping[str, float]) -> dict[str, float]:
+    """The overfitting gap between the figures of two splits."""
+    return asdict(Measure(better["loss"], better["accuracy"]).gap_to(Measure(worse["loss"], worse["accuracy"])))
+
+
+def predictions_table(logits: Tensor, labels: Tensor) -> pd.DataFrame:
+    """One row an image: true class, predicted class, and the probability the model gave its prediction."""
+    probabilities, predicted = logits.double().softmax(1).max(1)
+    names = np.array(CLASSES)
+    return pd.DataFrame(
+        {
+            "true": names[labels.numpy()],
+            "predicted": names[predicted.numpy()],
+            "probability": probabilities.numpy(),
+        }
+    )
+
+
+def class_figures(predictions: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Precision, recall and F1 by class."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    scores = precision_recall_fscore_support(
+        predictions["true"], predictions["predicted"], labels=list(CLASSES), zero_division=0.0
+    )
+    return {
+        name: {"precision": float(p), "recall": float(r), "f1": float(f1)}
+        for name, p, r, f1 in zip(CLASSES, *scores[:3], strict=True)
+    }
+
+
+def calibration_error(predictions: pd.DataFrame, bins: int) -> float:
+    """Expected calibration error: mean distance of confidence from accuracy over equal-width bins.
+
+    Guo et al., "On Calibration of Modern Neural Networks", 2017, equation 3.
+    """
+    correct = predictions["true"] == predictions["predicted"]
+    bin_of = (predictions["probability"] * bins).astype(int).clip(upper=bins - 1)
+    distance = (correct - predictions["probability"]).groupby(bin_of).sum().abs()
+    return float(distance.sum() / len(predictions))
+
+
+def onset_of_overfitting(history: pd.DataFrame) -> int | None:
+    """The epoch of the lowest validation loss, after which it fell no more. None without validation images."""
+    losses: Any = history["validation_loss"]
+    return None if losses.isna().all() else int(history["epoch"][losses.idxmin()])

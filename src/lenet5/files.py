@@ -1,0 +1,60 @@
+"""Writing files so that a reader finds the old one or the new one, never half of one."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a path beside ``path`` to write to, and rename it over ``path`` when the block ends well.
+
+    The new content is on disk before the rename; after an error ``path`` is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays last: image and model writers choose their format by it.
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+    os.close(descriptor)
+    beside = Path(name)
+    try:
+        yield beside
+        with beside.open("rb") as written:
+            os.fsync(written.fileno())
+        beside.chmod(0o666 & ~_umask())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace ``path`` by ``content`` in one step."""
+    with atomic_path(path) as beside:
+        beside.write_bytes(content)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write ``content`` as JSON that diffs well: indented, NaN refused."""
+    write_bytes(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def digest(content: bytes | bytearray) -> str:
+    """SHA-256 of ``content``, as 64 hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def _umask() -> int:
+    # POSIX can only tell the mask by setting it.
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,69 @@
+"""The training history, one row an epoch: what is measured, and the file that holds it."""
+
+import csv
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import pandas as pd
+
+
+@dataclass(frozen=True)
+class EpochRow:
+    """One epoch. Losses in nats, accuracies as fractions; None without validation images.
+
+    ``running_*`` accumulate while the weights move, and with augmentation and smoothing; all others measure the
+    weights at the epoch's end. The gaps compare the training sample with the validation images, or with the
+    test images where there are none.
+    """
+
+    epoch: int
+    learning_rate: float
+    running_loss: float
+    running_accuracy: float
+    train_loss: float
+    train_accuracy: float
+    validation_loss: float | None
+    validation_accuracy: float | None
+    test_loss: float
+    test_accuracy: float
+    gap_loss: float
+    gap_accuracy: float
+
+
+class HistoryFile:
+    """A CSV file that gains a whole row the moment an epoch ends.
+
+    An earlier file is left alone until the first row comes, and is put back if training then fails.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._earlier: bytes | None = None
+        self._started = False
+
+    def __enter__(self) -> "HistoryFile":
+        self._earlier = self._path.read_bytes() if self._path.exists() else None
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or not self._started:
+            return
+        if self._earlier is None:
+            self._path.unlink(missing_ok=True)
+        else:
+            self._path.write_bytes(self._earlier)
+
+    def append(self, row: EpochRow) -> None:
+        """Write ``row``, after the header if it is the first."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a" if self._started else "w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, [field.name for field in fields(EpochRow)], lineterminator="\n")
+            if not self._started:
+                writer.writeheader()
+            writer.writerow(asdict(row))
+        self._started = True
+
+
+def read_history(path: Path) -> pd.DataFrame:
+    """The history as a table, NaN where there were no validation images."""
+    return pd.read_csv(path, float_precision="round_trip")

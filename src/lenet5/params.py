@@ -1,0 +1,232 @@
+"""``params.yaml`` as one strict, typed, read-only object.
+
+The file is the only place that holds values: nothing here has a default, so what a run used is what the file
+says. ``python -m lenet5.params`` prints the JSON schema that editors check the file against.
+"""
+
+import difflib
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from lenet5.errors import UserError
+
+TRAINING_IMAGES = 60_000
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Batch = Annotated[int, Field(ge=1, le=TRAINING_IMAGES)]
+Tolerance = Annotated[float, Field(gt=0, le=1)]
+Source = Annotated[str, Field(pattern=r"^(https?://.+|debian)$", description="an http(s) URL, or debian")]
+
+
+class Section(BaseModel):
+    """What every section shares: unknown keys, wrong types, NaN and infinity are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class DownloadParams(Section):
+    """Where FashionMNIST comes from."""
+
+    sources: list[Source] = Field(min_length=1, description="Tried in this order until one gives the right bytes.")
+    local_dir: str | None = Field(description="A folder that holds the four IDX files, plain or .gz; tried first.")
+    timeout: float = Field(gt=0, le=3600, description="Seconds a server may stay silent.")
+
+
+class KernelCheckParams(Section):
+    """Learning the edge kernel [1, -1] from its response."""
+
+    seeds: list[Seed] = Field(min_length=1, description="One training each.")
+    lr: float = Field(gt=0, description="Learning rate.")
+    max_steps: int = Field(ge=1, le=1_000_000, description="Gradient steps at most.")
+    tolerance: Tolerance = Field(description="Largest distance of a learned weight from [1, -1].")
+
+
+class DataParams(Section):
+    """How the 60,000 training images are used."""
+
+    validation_size: int = Field(ge=0, lt=TRAINING_IMAGES, description="Images held out; 0: train on all.")
+    train_sample: Batch = Field(description="Training images on which loss and accuracy are measured.")
+    split_seed: Seed = Field(description="Decides which images are held out.")
+
+
+class ModelParams(Section):
+    """The network; 61,706 parameters with the full C3."""
+
+    activation: Literal["sigmoid", "tanh", "relu"]
+    pooling: Literal["avg", "max"]
+    c3: Literal["full", "paper"] = Field(description="paper: the connection table of 1998, Table I.")
+    dropout: float = Field(ge=0, lt=1, description="Probability, after C5 and F6.")
+
+
+class AugmentationParams(Section):
+    """Random changes to each training image, fresh every epoch."""
+
+    horizontal_flip: bool = Field(description="Mirror each image with probability 1/2.")
+    shift: int = Field(ge=0, le=14, description="Move each image by up to this many pixels, each way.")
+
+
+class TrainParams(Section):
+    """The recipe."""
+
+    epochs: int = Field(ge=1, le=1_000_000)
+    batch_size: Batch
+    optimizer: Literal["sgd", "adamw"]
+    lr: float = Field(gt=0, description="Learning rate; the peak one for cosine and onecycle.")
+    momentum: float = Field(ge=0, lt=1, description="Of sgd; adamw has its own.")
+    weight_decay: float = Field(ge=0)
+    schedule: Literal["constant", "cosine", "onecycle"]
+    label_smoothing: float = Field(ge=0, lt=1)
+    augmentation: AugmentationParams
+    patience: int = Field(ge=0, description="Stop after so many epochs without a better validation loss; 0: never.")
+    weights: Literal["best_validation", "last"] = Field(
+        description="Which epoch's weights are kept; without validation images it is the last."
+    )
+    seed: Seed
+    deterministic: bool = Field(description="Refuse operations whose result may differ between two runs.")
+    device: Literal["auto", "cpu", "cuda"]
+
+
+class EvaluateParams(Section):
+    """Figures of the finished model."""
+
+    confidence: float = Field(gt=0, lt=1, description="Of the intervals around losses and accuracies.")
+    calibration_bins: int = Field(ge=1, le=1000)
+
+
+class ExportParams(Section):
+    """ONNX and torch.export."""
+
+    opset: int = Field(ge=18, le=24, description="ONNX operator set.")
+    tolerance: Tolerance = Field(description="Largest difference of any logit from PyTorch's.")
+
+
+class RegisterParams(Section):
+    """The MLflow record."""
+
+    experiment: str = Field(min_length=1, pattern=r"\S", description="MLFLOW_EXPERIMENT_NAME, if set, wins.")
+    model_name: str = Field(min_length=1, pattern=r"^[^/:]*\S[^/:]*$", description="The registered model.")
+
+
+class Params(Section):
+    """All of ``params.yaml``."""
+
+    download: DownloadParams
+    kernel_check: KernelCheckParams
+    data: DataParams
+    model: ModelParams
+    train: TrainParams
+    evaluate: EvaluateParams
+    export: ExportParams
+    register_: RegisterParams = Field(alias="register")
+
+    @model_validator(mode="after")
+    def _momentum_is_for_sgd(self) -> Self:
+        if self.train.momentum and self.train.optimizer == "adamw":
+            raise ValueError("train.momentum is for sgd: set it to 0, or train.optimizer to sgd")
+        return self
+
+    @model_validator(mode="after")
+    def _patience_needs_validation_images(self) -> Self:
+        if self.train.patience and not self.data.validation_size:
+            raise ValueError(
+                "train.patience watches the validation loss, and data.validation_size is 0: "
+                "set train.patience to 0 or hold images out"
+            )
+        return self
+
+
+def load_params(path: Path) -> Params:
+    """Read and check ``path``. Raises UserError with every mistake in one line."""
+    try:
+        content = yaml.load(path.read_bytes(), Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; run from the folder that holds dvc.yaml") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UserError(f"{path}: not valid YAML{place}: {error.problem}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: a value cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must hold the sections {', '.join(_keys(Params))}, not {_shown(content)}")
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        mistakes = "; ".join(_explain(details) for details in error.errors())
+        raise UserError(f"{path}: {mistakes}") from None
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice and reads 1e-3 as the number it is (YAML 1.2, as DVC does)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = key_node.value
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+            seen.add(key)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _keys(section: type[BaseModel]) -> list[str]:
+    return [field.alias or name for name, field in section.model_fields.items()]
+
+
+def _sections(section: type[BaseModel], prefix: str = "") -> dict[str, type[BaseModel]]:
+    """Every section by its dotted name; the whole file is ``""``."""
+    found = {prefix: section}
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found |= _sections(field.annotation, f"{prefix}.{field.alias or name}".lstrip("."))
+    return found
+
+
+def _explain(details: ErrorDetails) -> str:
+    """One mistake: the key, its value, what is allowed and, for an unknown key, the closest valid one."""
+    where = ".".join(str(part) for part in details["loc"])
+    if details["type"] == "extra_forbidden":
+        return f"{where}: unknown key (value {_shown(details['input'])}); {_suggestion(where)}"
+    if details["type"] == "missing":
+        return f"{where}: missing; put it back (git shows what it was: git diff params.yaml)"
+    allowed = details["msg"].removeprefix("Value error, ")
+    if not where:
+        return allowed
+    return f"{where}: {_shown(details['input'])} is not allowed: {allowed[0].lower()}{allowed[1:]}"
+
+
+def _suggestion(unknown: str) -> str:
+    section_name, _, key = unknown.rpartition(".")
+    sections = _sections(Params)
+    siblings = _keys(sections[section_name])
+    everywhere = {f"{name}.{key}".lstrip("."): key for name, section in sections.items() for key in _keys(section)}
+    close = difflib.get_close_matches(key, siblings, n=1) or [
+        name for name, last in everywhere.items() if difflib.get_close_matches(key, [last], cutoff=0.8)
+    ]
+    prefix = f"{section_name}." if section_name and close and close[0] in siblings else ""
+    hint = f"did you mean {prefix}{close[0]}? " if close else ""
+    return f"{hint}valid here: {', '.join(siblings)}"
+
+
+def _shown(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."
+
+
+if __name__ == "__main__":
+    print(json.dumps(Params.model_json_schema(), indent=2))

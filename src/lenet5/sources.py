@@ -1,0 +1,208 @@
+"""Getting the four FashionMNIST files, from wherever they can be had, and trusting none of it unverified."""
+
+import gzip
+import io
+import os
+import shutil
+import subprocess
+import tempfile
+import zlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import requests
+from requests.adapters import HTTPAdapter
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from urllib3.util import Retry
+
+from lenet5.errors import UserError
+from lenet5.fashion_mnist import SHA256, is_verified
+from lenet5.files import digest, write_bytes
+from lenet5.params import DownloadParams
+
+DEBIAN_PACKAGE = "dataset-fashion-mnist"
+_APT_SECONDS = 600
+_LARGEST = 64 * 1024 * 1024  # no file of FashionMNIST comes near it, plain or compressed
+_CHUNK = 1 << 16
+
+Fetch = Callable[[str], bytes]
+"""Gives the uncompressed content of one of the four files, by its name. Raises SourceError."""
+
+
+class SourceError(Exception):
+    """Why a source did not give a file."""
+
+
+def fetch_all(raw_dir: Path, params: DownloadParams, own_copy: str | None) -> list[str]:
+    """Put the four verified files into ``raw_dir``; those already there and right are left alone.
+
+    ``own_copy`` (FASHION_MNIST_DIR) and ``params.local_dir`` come before ``params.sources``. Returns a line for
+    each source that was tried. Raises UserError with every source's reason when none could give a file.
+    """
+    wanted = [name for name in SHA256 if not is_verified(raw_dir / name)]
+    report: list[str] = []
+    for folder in filter(None, (own_copy, params.local_dir)):
+        wanted = _take(folder, partial(_from_folder, Path(folder)), wanted, raw_dir, report)
+    for source in params.sources:
+        if wanted and source == "debian":
+            with tempfile.TemporaryDirectory() as scratch:
+                wanted = _take(source, _debian_fetch(Path(scratch)), wanted, raw_dir, report)
+        elif wanted:
+            with _session() as session, _progress() as bars:
+                fetch = _http_fetch(source, params.timeout, session, bars)
+                wanted = _take(source, fetch, wanted, raw_dir, report)
+    if wanted:
+        raise UserError(
+            f"no source gave {', '.join(wanted)}. {'; '.join(report)}. To supply them by hand, put the four files "
+            "(plain or .gz) in a folder and name it in download.local_dir or FASHION_MNIST_DIR"
+        )
+    return report
+
+
+def _take(source: str, fetch: Fetch, wanted: list[str], raw_dir: Path, report: list[str]) -> list[str]:
+    """Fetch what is wanted from one source until it fails; returns what is still wanted and reports."""
+    taken = 0
+    try:
+        for name in wanted:
+            content = fetch(name)
+            if digest(content) != SHA256[name]:
+                raise SourceError(f"{name} is not the published file (SHA-256 differs), refused")
+            write_bytes(raw_dir / name, content)
+            taken += 1
+        report.append(f"{source}: {taken} files, verified")
+    except SourceError as error:
+        report.append(f"{source}: {error}")
+    return wanted[taken:]
+
+
+def _from_folder(folder: Path, name: str) -> bytes:
+    plain, packed = folder / name, folder / f"{name}.gz"
+    try:
+        if plain.is_file():
+            return plain.read_bytes()
+        if packed.is_file():
+            return _unpack(packed.read_bytes(), name)
+    except OSError as error:
+        raise SourceError(f"{name} cannot be read: {error.strerror}") from None
+    raise SourceError(f"holds neither {name} nor {name}.gz")
+
+
+def _unpack(packed: bytes, name: str) -> bytes:
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(packed)) as stream:
+            return stream.read(_LARGEST)
+    except (OSError, EOFError, zlib.error) as error:
+        raise SourceError(f"{name}.gz is cut or damaged: {error}") from None
+
+
+def _session() -> requests.Session:
+    session = requests.Session()
+    retry = Retry(total=2, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504), raise_on_status=False)
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, HTTPAdapter(max_retries=retry))
+    return session
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+
+
+def _http_fetch(base: str, timeout: float, session: requests.Session, bars: Progress) -> Fetch:
+    """From a folder with the four .gz files behind ``base``."""
+
+    def fetch(name: str) -> bytes:
+        try:
+            with session.get(f"{base.rstrip('/')}/{name}.gz", timeout=timeout, stream=True) as response:
+                response.raise_for_status()
+                length = response.headers.get("Content-Length", "")
+                task = bars.add_task(name, total=int(length) if length.isdigit() else None)
+                content = bytearray()
+                for chunk in response.iter_content(_CHUNK):
+                    content += chunk
+                    bars.advance(task, len(chunk))
+                    if len(content) > _LARGEST:
+                        raise SourceError(f"{name}.gz is larger than FashionMNIST can be, refused")
+        except requests.RequestException as error:
+            raise SourceError(_reason(error, timeout)) from None
+        return _unpack(bytes(content), name)
+
+    return fetch
+
+
+def _reason(error: requests.RequestException, timeout: float) -> str:
+    if error.response is not None:
+        return f"answered {error.response.status_code} {error.response.reason}"
+    if isinstance(error, requests.Timeout):
+        return f"silent for {timeout:g} s"
+    if isinstance(error, requests.exceptions.ChunkedEncodingError):
+        return "broke off in the middle of a file"
+    if isinstance(error, requests.ConnectionError):
+        return "cannot be reached"
+    return f"{type(error).__name__}: {error}"
+
+
+def _debian_fetch(scratch: Path) -> Fetch:
+    """From Debian's package, fetched and unpacked in ``scratch`` on first use, without root or installing."""
+
+    def fetch(name: str) -> bytes:
+        folder = scratch / "root/usr/share/datasets/fashion-mnist"
+        if not folder.is_dir():
+            _unpack_debian_package(scratch)
+        return _from_folder(folder, name)
+
+    return fetch
+
+
+def _unpack_debian_package(scratch: Path) -> None:
+    for tool in ("apt-get", "dpkg-deb"):
+        if not shutil.which(tool):
+            raise SourceError(f"this machine has no {tool}")
+    (scratch / "lists/partial").mkdir(parents=True)
+    (scratch / "cache/archives/partial").mkdir(parents=True)
+    settings = {
+        "Dir::State::Lists": scratch / "lists",
+        "Dir::State::status": "/dev/null",
+        "Dir::Cache": scratch / "cache",
+        "APT::Sandbox::User": "",
+        "Debug::NoLocking": "1",
+    }
+    options = [part for key, value in settings.items() for part in ("-o", f"{key}={value}")]
+    _call(["apt-get", *options, "update"], scratch)
+    _call(["apt-get", *options, "download", DEBIAN_PACKAGE], scratch)
+    packages = list(scratch.glob("*.deb"))
+    if not packages:
+        raise SourceError(f"apt-get brought no {DEBIAN_PACKAGE}")
+    _call(["dpkg-deb", "-x", str(packages[0]), str(scratch / "root")], scratch)
+
+
+def _call(command: list[str], folder: Path) -> None:
+    environment = os.environ | {"LC_ALL": "C"}
+    try:
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=_APT_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise SourceError(f"{command[0]} took longer than {_APT_SECONDS} s") from None
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.startswith("E:")] or [f"status {done.returncode}"]
+        raise SourceError(f"{command[0]}: {lines[0].removeprefix('E: ')}")

@@ -1,0 +1,45 @@
+"""What every stage script shares: its params, its errors, and its outs when it fails."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lenet5.errors import one_line_errors
+from lenet5.params import Params, load_params
+
+PARAMS_FILE = Path("params.yaml")
+
+
+def run_stage(name: str, main: Callable[[Params], None]) -> None:
+    """Run ``main`` with the checked params; what a person can mend ends it with one line and exit status 1."""
+    with one_line_errors(name):
+        main(load_params(PARAMS_FILE))
+
+
+@contextmanager
+def outs_survive_failure(name: str) -> Iterator[None]:
+    """Bring back the outs of stage ``name`` from DVC's cache when the block fails.
+
+    DVC deletes a stage's outs before it runs the stage. (`persist: true` would keep them, and would switch the
+    run cache off, which saves a training whenever someone goes back to earlier params.)
+    """
+    try:
+        yield
+    except BaseException:
+        if os.environ.get("DVC_STAGE") == name:
+            _check_out(name)
+        raise
+
+
+def _check_out(name: str) -> None:
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    with Repo() as repo:
+        for out in repo.stage.load_one(name=name).outs:
+            try:
+                if out.hash_info and not out.exists:
+                    out.checkout()
+            except DvcException:  # never committed, or gone from the cache: there is nothing to bring back
+                continue
