@@ -1,7 +1,5 @@
 """Stage evaluate: every figure of the trained model, with intervals. A few seconds on any CPU."""
 
-from pathlib import Path
-
 import torch
 
 from lenet5 import evaluation
@@ -9,11 +7,9 @@ from lenet5.datasets import load_splits
 from lenet5.fashion_mnist import RAW_DIR
 from lenet5.files import atomic_path, write_json
 from lenet5.history import read_history
+from lenet5.outs import EVALUATION, HISTORY, PREDICTIONS, WEIGHTS
 from lenet5.params import Params
 from lenet5.stage import run_stage
-
-WEIGHTS, HISTORY = Path("models/lenet5.pth"), Path("plots/history.csv")
-METRICS, PREDICTIONS = Path("metrics/evaluation.json"), Path("plots/predictions.csv")
 
 
 def main(params: Params) -> None:
@@ -37,7 +33,7 @@ def main(params: Params) -> None:
         "calibration_error": evaluation.calibration_error(predictions, params.evaluate.calibration_bins),
         "classes": evaluation.class_figures(predictions),
     }
-    write_json(METRICS, report)
+    write_json(EVALUATION, report)
     for name, row in figures.items():
         low, high = row["accuracy_low"], row["accuracy_high"]
         print(f"{name:>10}  loss {row['loss']:.4f}  accuracy {row['accuracy']:.4f}  [{low:.4f}, {high:.4f}]")

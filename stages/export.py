@@ -1,17 +1,13 @@
 """Stage export: ONNX and torch.export, each proven to compute what the weights compute. About 15 s."""
 
-from pathlib import Path
-
 from lenet5.datasets import load_test
 from lenet5.evaluation import load_weights, predict
 from lenet5.export import check_parity, operators, program_bytes, run_onnx, run_program, to_onnx, to_program
 from lenet5.fashion_mnist import RAW_DIR
 from lenet5.files import digest, write_bytes, write_json
+from lenet5.outs import EXPORT, ONNX, PROGRAM, WEIGHTS
 from lenet5.params import Params
 from lenet5.stage import run_stage
-
-WEIGHTS = Path("models/lenet5.pth")
-ONNX, PROGRAM, METRICS = Path("models/lenet5.onnx"), Path("models/lenet5.pt2"), Path("metrics/export.json")
 
 
 def main(params: Params) -> None:
@@ -30,7 +26,7 @@ def main(params: Params) -> None:
     write_bytes(PROGRAM, program)
     write_bytes(ONNX, onnx_model)
     nodes = operators(onnx_model)
-    write_json(METRICS, {"parity": parity, "operators": nodes, "weights_sha256": weights_digest})
+    write_json(EXPORT, {"parity": parity, "operators": nodes, "weights_sha256": weights_digest})
     print(f"{ONNX}: {', '.join(nodes)}")
     for name, difference in parity.items():
         print(f"{name}: every predicted class is PyTorch's, and every logit within {difference:.1e}")

@@ -3,22 +3,15 @@
 Training LeNet-5 waits for it: a machine on which gradient descent cannot find two numbers trains nothing.
 """
 
-from pathlib import Path
-
 import pandas as pd
 
 from lenet5.edge_kernel import learn_kernel
 from lenet5.errors import UserError
 from lenet5.figures import draw_kernel_check
 from lenet5.files import atomic_path, write_json
+from lenet5.outs import KERNEL_CHECK, KERNEL_CURVES, KERNEL_PICTURE
 from lenet5.params import Params
 from lenet5.stage import run_stage
-
-METRICS, CURVES, PICTURE = (
-    Path("metrics/kernel_check.json"),
-    Path("plots/kernel_check.csv"),
-    Path("plots/kernel_check.png"),
-)
 
 
 def main(params: Params) -> None:
@@ -35,15 +28,15 @@ def main(params: Params) -> None:
             "raise kernel_check.max_steps, or bring kernel_check.lr nearer to 0.03"
         )
     curves = [(one.seed, step, loss) for one in learned for step, loss in enumerate(one.losses, start=1)]
-    with atomic_path(CURVES) as beside:
+    with atomic_path(KERNEL_CURVES) as beside:
         pd.DataFrame(curves, columns=["seed", "step", "loss"]).to_csv(beside, index=False)
-    draw_kernel_check(PICTURE, learned, check.tolerance)
+    draw_kernel_check(KERNEL_PICTURE, learned, check.tolerance)
     largest = max(one.error for one in learned)
     seeds = {
         str(one.seed): {"kernel": one.kernel[0].tolist(), "error": one.error, "steps": len(one.losses)}
         for one in learned
     }
-    write_json(METRICS, {"largest_error": largest, "tolerance": check.tolerance, "seeds": seeds})
+    write_json(KERNEL_CHECK, {"largest_error": largest, "tolerance": check.tolerance, "seeds": seeds})
 
 
 if __name__ == "__main__":

@@ -31,8 +31,8 @@ class EpochDisplay:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def show(self, row: EpochRow) -> None:
-        """Report ``row``; the speed is of the time since the last report, measuring included."""
+    def show(self, row: EpochRow) -> float:
+        """Report ``row``; returns images per second since the last report, measuring included."""
         now = time.monotonic()
         speed = self._images / (now - self._since)
         self._since = now
@@ -44,6 +44,7 @@ class EpochDisplay:
         self._bar.update(self._task, completed=row.epoch, description=text)
         if not self._console.is_terminal:
             print(f"epoch {row.epoch}/{self._epochs}  {text}", flush=True)
+        return speed
 
 
 def architecture_table(rows: list[Layer]) -> Table:

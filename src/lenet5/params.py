@@ -112,6 +112,10 @@ class RegisterParams(Section):
 
     experiment: str = Field(min_length=1, pattern=r"\S", description="MLFLOW_EXPERIMENT_NAME, if set, wins.")
     model_name: str = Field(min_length=1, pattern=r"^[^/:]*\S[^/:]*$", description="The registered model.")
+    min_test_accuracy: Fraction = Field(description="A model below it never becomes champion.")
+    max_accuracy_gap: Fraction = Field(description="Nor one whose accuracy falls further from training images.")
+    alpha: float = Field(gt=0, lt=1, description="p-value at which a better model replaces the champion.")
+    system_metrics: bool = Field(description="Log CPU, memory and GPU use while training.")
 
 
 class Params(Section):

@@ -1,0 +1,89 @@
+"""Where a result comes from: code, data, machine and the versions of what computed it."""
+
+import getpass
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from lenet5.fashion_mnist import SHA256
+from lenet5.files import digest
+
+_LIBRARIES = ("torch", "numpy", "onnx", "onnxruntime", "mlflow", "dvc")
+
+
+@dataclass(frozen=True)
+class Code:
+    """The state of the repository; ``diff`` is what the working tree changes of ``commit``, empty when clean."""
+
+    commit: str
+    branch: str
+    remote: str
+    diff: str
+
+
+def read_code() -> Code:
+    """Ask git. All fields are empty outside a repository."""
+    # A queued experiment runs on a commit of DVC's own, which nobody can check out later; its baseline stays.
+    commit = os.environ.get("DVC_EXP_BASELINE_REV") or _git("rev-parse", "HEAD")
+    return Code(
+        commit=commit,
+        branch=_git("rev-parse", "--abbrev-ref", "HEAD"),
+        remote=without_credentials(_git("config", "--get", "remote.origin.url")),
+        diff=_git("diff", "--no-ext-diff", commit, "--", ".", ":(exclude)dvc.lock", ":(exclude)metrics")
+        if commit
+        else "",
+    )
+
+
+def without_credentials(url: str) -> str:
+    """Take user and password out of ``https://user:token@host/path``; other forms hold none."""
+    parts = urlsplit(url)
+    if "@" not in parts.netloc or parts.scheme == "ssh":
+        return url
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def lineage_tags(code: Code) -> dict[str, str]:
+    """The tags every run carries; those of MLflow's own names are shown in its run table."""
+    tags = {
+        "mlflow.source.name": "dvc repro",
+        "mlflow.source.type": "PROJECT",
+        "mlflow.user": _user(),
+        "mlflow.source.git.commit": code.commit,
+        "mlflow.source.git.branch": code.branch,
+        "mlflow.source.git.repoURL": code.remote,
+        "git.dirty": str(bool(code.diff)).lower(),
+        "dvc.experiment": os.environ.get("DVC_EXP_NAME", ""),
+        "dvc.baseline": os.environ.get("DVC_EXP_BASELINE_REV", ""),
+        "digest.params": digest(Path("params.yaml").read_bytes()),
+        "digest.data": data_digest(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
+        "versions": ", ".join(
+            [f"python {platform.python_version()}", *(f"{name} {version(name)}" for name in _LIBRARIES)]
+        ),
+    }
+    return {name: value for name, value in tags.items() if value}
+
+
+def data_digest() -> str:
+    """Identify FashionMNIST: the files that all stages insist on."""
+    return digest("".join(sorted(SHA256.values())).encode())
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user id without a name
+        return ""
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False, errors="replace")
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,0 +1,69 @@
+"""Which model version becomes champion, and why."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from lenet5.params import RegisterParams
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of a new version: ``alias`` is champion, challenger or rejected; the rest is the evidence.
+
+    ``candidate_only`` and ``champion_only`` count the test images that only one of the two classifies rightly.
+    """
+
+    alias: str
+    reason: str
+    accuracy: float
+    champion_accuracy: float | None = None
+    candidate_only: int | None = None
+    champion_only: int | None = None
+    p_value: float | None = None
+
+
+def decide(candidate: pd.DataFrame, gap: float, champion: pd.DataFrame | None, limits: RegisterParams) -> Decision:
+    """Decide about a candidate from its test predictions and accuracy gap, against the champion's predictions.
+
+    Within the limits, the first model becomes champion; a later one only if it classifies more of the same images
+    rightly and McNemar's exact test (1947; two-sided, on the discordant images) gives p <= ``limits.alpha``.
+    Raises ValueError where the two tables are not of the same images.
+    """
+    right = candidate["true"] == candidate["predicted"]
+    accuracy = float(right.mean())
+    if accuracy < limits.min_test_accuracy:
+        reason = f"test accuracy {accuracy:.4f} is below register.min_test_accuracy {limits.min_test_accuracy:g}"
+        return Decision("rejected", reason, accuracy)
+    if gap > limits.max_accuracy_gap:
+        reason = f"accuracy gap {gap:.4f} is above register.max_accuracy_gap {limits.max_accuracy_gap:g}"
+        return Decision("rejected", reason, accuracy)
+    if champion is None:
+        return Decision("champion", "there was no champion, and it is within the limits", accuracy)
+    if not candidate["true"].equals(champion["true"]):
+        raise ValueError("the champion was measured on other test images")
+    champion_right = champion["true"] == champion["predicted"]
+    candidate_only, champion_only = int((right & ~champion_right).sum()), int((champion_right & ~right).sum())
+    p_value = mcnemar(candidate_only, champion_only)
+    better = candidate_only > champion_only and p_value <= limits.alpha
+    reason = (
+        f"right on {candidate_only} test images that the champion misses, wrong on {champion_only} that it knows: "
+        f"p = {p_value:.3g}, register.alpha {limits.alpha:g}"
+    )
+    return Decision(
+        alias="champion" if better else "challenger",
+        reason=reason,
+        accuracy=accuracy,
+        champion_accuracy=float(champion_right.mean()),
+        candidate_only=candidate_only,
+        champion_only=champion_only,
+        p_value=p_value,
+    )
+
+
+def mcnemar(first_only: int, second_only: int) -> float:
+    """Exact two-sided p-value of the hypothesis that both models are right equally often."""
+    from scipy.stats import binomtest
+
+    discordant = first_only + second_only
+    return float(binomtest(first_only, discordant).pvalue) if discordant else 1.0

@@ -1,0 +1,137 @@
+"""What the record of one result holds, worked out from params and outs alone. Knows nothing of MLflow."""
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from lenet5.files import digest, read_json
+from lenet5.history import EpochRow, read_history
+from lenet5.outs import EVALUATION, EXPORT, HISTORY, ONNX, PREDICTIONS, PROGRAM, TRAINING, WEIGHTS
+from lenet5.params import Params
+
+# What each curve is called: MLflow's UI makes a group of what stands before the slash.
+_CURVES = {
+    "learning_rate": "learning_rate",
+    "running_loss": "loss/running",
+    "running_accuracy": "accuracy/running",
+    "train_loss": "loss/train",
+    "train_accuracy": "accuracy/train",
+    "validation_loss": "loss/validation",
+    "validation_accuracy": "accuracy/validation",
+    "test_loss": "loss/test",
+    "test_accuracy": "accuracy/test",
+    "gap_loss": "gap/loss",
+    "gap_accuracy": "gap/accuracy",
+}
+
+SPEED = "speed/images_per_second"
+
+
+class Point(NamedTuple):
+    """One value of one curve; ``timestamp`` in milliseconds since 1970."""
+
+    key: str
+    value: float
+    step: int
+    timestamp: int
+
+
+def epoch_points(row: EpochRow, images_per_second: float) -> list[Point]:
+    """The points an epoch adds to the curves; its speed is no part of the history, it differs from run to run."""
+    now = time.time_ns() // 1_000_000
+    values = {name: getattr(row, column) for column, name in _CURVES.items()} | {SPEED: images_per_second}
+    return [Point(name, value, row.epoch, now) for name, value in values.items() if value is not None]
+
+
+def history_points(history: pd.DataFrame) -> list[Point]:
+    """Every point of every curve of a finished training."""
+    now = time.time_ns() // 1_000_000
+    return [
+        Point(name, float(value), int(epoch), now)
+        for column, name in _CURVES.items()
+        for epoch, value in zip(history["epoch"], history[column], strict=True)
+        if pd.notna(value)
+    ]
+
+
+def best_figures(history: pd.DataFrame, chosen_epoch: int) -> dict[str, float]:
+    """The curves at the epoch whose weights were kept."""
+    row = history.loc[history["epoch"] == chosen_epoch].iloc[0]
+    columns = [column for column in _CURVES if not column.startswith("running") and pd.notna(row[column])]
+    return {"best/epoch": float(chosen_epoch)} | {f"best/{column}": float(row[column]) for column in columns}
+
+
+def final_figures(evaluation: Mapping[str, Any], export: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of the finished model, by group: one for all images, one by class, one for the export."""
+    figures: dict[str, float] = {"export/largest_difference": max(export["parity"].values())}
+    for name, value in evaluation.items():
+        if name == "classes":
+            figures |= {f"f1/{_metric_name(label)}": scores["f1"] for label, scores in value.items()}
+        elif isinstance(value, Mapping):
+            figures |= {f"final/{name}_{key}": number for key, number in value.items()}
+        elif value is not None:
+            figures[f"final/{name}"] = float(value)
+    return figures
+
+
+def flat_params(params: Params, *sections: str) -> dict[str, str]:
+    """The params of ``sections`` as MLflow shows them: ``train.lr`` -> ``0.9``."""
+    content = params.model_dump(by_alias=True)
+    return {key: str(value) for name in sections for key, value in _flatten(name, content[name])}
+
+
+def run_name(params: Params) -> str:
+    """The name of DVC's experiment, or what distinguishes this recipe."""
+    model, train = params.model, params.train
+    recipe = f"{model.activation}-{model.pooling}-{train.optimizer}-{train.lr:g}-{train.epochs}ep-seed{train.seed}"
+    return os.environ.get("DVC_EXP_NAME") or recipe
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outs of one whole pass through the pipeline, read back, and the digests that identify it."""
+
+    params: Params
+    history: pd.DataFrame
+    training: Mapping[str, Any]
+    evaluation: Mapping[str, Any]
+    export: Mapping[str, Any]
+    training_digest: str
+    result_digest: str
+    weights_digest: str
+
+
+def read_result(params: Params) -> Result:
+    """Read every out of the stages before ``register``."""
+    training_digest = digest_training(params)
+    others = b"".join(path.read_bytes() for path in (EVALUATION, PREDICTIONS, ONNX, PROGRAM, EXPORT))
+    return Result(
+        params=params,
+        history=read_history(HISTORY),
+        training=read_json(TRAINING),
+        evaluation=read_json(EVALUATION),
+        export=read_json(EXPORT),
+        training_digest=training_digest,
+        result_digest=digest(training_digest.encode() + others),
+        weights_digest=digest(WEIGHTS.read_bytes()),
+    )
+
+
+def digest_training(params: Params) -> str:
+    """Identify what ``train`` produced: its params and its outs. Equal on every machine that holds the same."""
+    recipe = repr(sorted(flat_params(params, "data", "model", "train").items()))
+    return digest(recipe.encode() + b"".join(path.read_bytes() for path in (WEIGHTS, HISTORY, TRAINING)))
+
+
+def _flatten(prefix: str, value: object) -> list[tuple[str, object]]:
+    if not isinstance(value, Mapping):
+        return [(prefix, value)]
+    return [pair for key, inner in value.items() for pair in _flatten(f"{prefix}.{key}", inner)]
+
+
+def _metric_name(label: str) -> str:
+    return label.replace("/", "-").replace(" ", "_")

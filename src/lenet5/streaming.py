@@ -1,0 +1,109 @@
+"""Sending points to a tracking store while training runs, without ever holding training up."""
+
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from lenet5.record import Point
+
+_BATCH = 1000
+_EVERY_SECONDS = 1.0
+_AFTER_FAILURE_SECONDS = 5.0
+
+
+class Run(Protocol):
+    """A run of a tracking store. Every method may raise, and may be repeated with the same arguments."""
+
+    def log_points(self, points: Sequence[Point]) -> None:
+        """Add points; one that is there already is not added again."""
+
+    def finish(self, training_digest: str) -> None:
+        """Say what training produced."""
+
+    def fail(self, reason: str, killed: bool) -> None:
+        """Say that training did not end, and why."""
+
+
+class Stream:
+    """Hands points to a run in a thread of its own. Use as a context manager around training.
+
+    ``open_run`` is called in that thread too, again after a failure: it must find the run it opened before.
+    What has not arrived at the end is not lost, the stage ``register`` sends it.
+    """
+
+    def __init__(self, open_run: Callable[[], Run], patience: float = 5.0) -> None:
+        self._open_run = open_run
+        self._patience = patience
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._pending: list[Point] = []
+        self._last_word: Callable[[Run], None] | None = None
+        self._behind = False
+        self._thread = threading.Thread(target=self._deliver, daemon=True, name="tracking")
+
+    def __enter__(self) -> "Stream":
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if error is not None:
+            killed = not isinstance(error, Exception)
+            reason = str(error) or type(error).__name__
+            self._end(lambda run: run.fail(reason, killed))
+
+    def send(self, points: Sequence[Point]) -> None:
+        """Queue ``points``; returns at once."""
+        with self._lock:
+            self._pending.extend(points)
+
+    def finish(self, training_digest: str) -> None:
+        """Deliver what is queued and close training's part of the run, or give up after ``patience`` seconds."""
+        self._end(lambda run: run.finish(training_digest))
+
+    def _end(self, last_word: Callable[[Run], None]) -> None:
+        self._last_word = last_word
+        self._wake.set()
+        self._thread.join(self._patience)
+        if self._thread.is_alive():
+            self._say("MLflow has not got everything yet; `dvc repro` sends the rest at the stage register")
+
+    def _deliver(self) -> None:
+        run: Run | None = None
+        while True:
+            ending = self._last_word
+            try:
+                run = run or self._open_run()
+                self._drain(run)
+                if ending:
+                    ending(run)
+                    return
+                self._wake.wait(_EVERY_SECONDS)
+            except Exception as error:  # whatever a store does wrong, training goes on
+                self._report(error)
+                if ending:
+                    return
+                self._wake.wait(_AFTER_FAILURE_SECONDS)
+
+    def _drain(self, run: Run) -> None:
+        while True:
+            with self._lock:
+                batch = self._pending[:_BATCH]
+            if not batch:
+                return
+            run.log_points(batch)
+            with self._lock:
+                del self._pending[: len(batch)]
+            if self._behind:
+                self._say("MLflow is back and has every point")
+                self._behind = False
+
+    def _report(self, error: Exception) -> None:
+        if not self._behind:
+            self._behind = True
+            reason = " ".join(str(error).split())[:200]
+            self._say(f"MLflow is behind, training goes on and nothing is lost ({reason})")
+
+    @staticmethod
+    def _say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,409 @@
+"""The MLflow record; the only module that imports mlflow.
+
+DVC's outs are the truth: everything here can be rebuilt from them. A run is found by what it records, not by its
+name: the tag ``result`` identifies a finished one, ``training`` one whose training is done.
+"""
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
+
+import filelock
+import mlflow.onnx
+import numpy as np
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModel, Metric, Param
+from mlflow.entities import Run as MlflowRun
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
+
+from lenet5.errors import UserError
+from lenet5.fashion_mnist import CLASSES, IMAGE_SIZE
+from lenet5.files import digest
+from lenet5.lineage import Code, data_digest, without_credentials
+from lenet5.outs import ONNX, PREDICTIONS, PROGRAM, REGISTRATION
+from lenet5.params import Params
+from lenet5.promotion import Decision, decide
+from lenet5.record import (
+    Point,
+    Result,
+    best_figures,
+    final_figures,
+    flat_params,
+    history_points,
+    run_name,
+)
+
+ATTEMPT, TRAINING, RESULT, HISTORY_FROM = "attempt", "training", "result", "history_from"
+LOCK_FILE = Path("dvc.lock")
+_POINTS_A_CALL = 1000  # the most that MLflow's log_batch takes
+_LOCK_SECONDS = 600
+
+
+class Store:
+    """An experiment in a tracking store."""
+
+    def __init__(self, client: MlflowClient, uri: str, root: Path, experiment_id: str) -> None:
+        self.client, self.uri, self.root, self.experiment_id = client, uri, root, experiment_id
+
+    def runs(self, tag: str, value: str) -> list[MlflowRun]:
+        """The runs that carry ``tag``, oldest first."""
+        found = self.client.search_runs([self.experiment_id], f"tags.`{tag}` = '{value}'", order_by=["start_time ASC"])
+        return list(found)
+
+    def create_run(self, name: str, tags: Mapping[str, str], params: Mapping[str, str], code: Code) -> MlflowRun:
+        """Open a run, with what the working tree changed of its commit."""
+        run = self.client.create_run(self.experiment_id, tags=dict(tags), run_name=name)
+        self.client.log_batch(run.info.run_id, params=[Param(key, value) for key, value in params.items()])
+        if code.diff:
+            self.client.log_text(run.info.run_id, code.diff + "\n", "pipeline/changes.diff")
+        return run
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Keep other processes of this workspace out; a killed process holds nothing."""
+        with _lock(self.root):
+            yield
+
+
+class TrainingRun:
+    """The run that ``train`` streams to: opened by the first call, found again by its attempt after a failure."""
+
+    def __init__(self, store: Store, attempt: str, params: Params, code: Code, tags: Mapping[str, str]) -> None:
+        self._store = store
+        opened = store.runs(ATTEMPT, attempt)
+        run = opened[0] if opened else _open_run(store, params, code, {ATTEMPT: attempt, **tags})
+        self.run_id: str = run.info.run_id
+        if opened:
+            store.client.update_run(self.run_id, status="RUNNING")
+
+    def log_points(self, points: Sequence[Point]) -> None:
+        """Add points; MLflow keeps one of those that are equal in key, step, timestamp and value."""
+        _log_points(self._store.client, self.run_id, points)
+
+    def finish(self, training_digest: str) -> None:
+        """Tag the run with what training produced; when an earlier run holds the very same, this one goes."""
+        if any(run.info.run_id != self.run_id for run in self._store.runs(TRAINING, training_digest)):
+            self._store.client.delete_run(self.run_id)
+            return
+        self._store.client.set_tag(self.run_id, TRAINING, training_digest)
+
+    def fail(self, reason: str, killed: bool) -> None:
+        """Close the run as FAILED, or KILLED, with the reason as a tag and in its description."""
+        self._store.client.set_tag(self.run_id, "failure", reason)
+        self._store.client.set_tag(self.run_id, "mlflow.note.content", f"Training did not end: {reason}")
+        self._store.client.set_terminated(self.run_id, "KILLED" if killed else "FAILED")
+
+
+def connect(params: Params) -> Store:
+    """Open the store that MLFLOW_TRACKING_URI names, or ``mlflow.db`` of the main workspace, and the experiment.
+
+    Raises UserError where it cannot be reached or used.
+    """
+    # A person at a terminal waits for this: MLflow's own defaults retry a dead server for minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    # DVC runs queued experiments in folders it deletes; DVC_ROOT stays the workspace they came from.
+    root = Path(os.environ.get("DVC_ROOT") or Path.cwd())
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(root / 'mlflow.db').as_posix()}"
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or params.register_.experiment
+    with user_errors(uri):
+        # Two processes that create the same database at once would both fail.
+        with _lock(root):
+            client = MlflowClient(tracking_uri=uri)
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
+                local = (root / "mlruns" / name).as_uri() if uri.startswith("sqlite:") else None
+                return Store(client, uri, root, client.create_experiment(name, artifact_location=local))
+        if experiment.lifecycle_stage != "active":
+            raise UserError(
+                f"the MLflow experiment {name!r} was deleted: `mlflow experiments restore --experiment-id "
+                f"{experiment.experiment_id}` brings it back, or set register.experiment to another name"
+            )
+        return Store(client, uri, root, experiment.experiment_id)
+
+
+@contextmanager
+def user_errors(uri: str) -> Iterator[None]:
+    """Turn what a person can mend about the store at ``uri`` into one line."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError) as error:
+        raise UserError(
+            f"MLflow at {without_credentials(uri)}: {_advice(str(error))}; then `dvc repro` goes on"
+        ) from error
+
+
+def record(store: Store, result: Result, tags: Mapping[str, str], code: Code) -> dict[str, Any]:
+    """Bring the record of ``result`` to completeness; what is there already stays as it is.
+
+    Returns what became of it: run, model version, decision.
+    """
+    with user_errors(store.uri), store.exclusive():
+        run = _find_or_create(store, result, tags, code)
+        complete = RESULT in run.data.tags
+        if not complete:
+            _complete(store, run, result)
+        version = _version(store, run, result)
+        decision = _decide(store, version, result)
+        if not complete:
+            store.client.set_tag(run.info.run_id, RESULT, result.result_digest)
+            store.client.set_terminated(run.info.run_id, "FINISHED")
+        return {
+            "run_id": run.info.run_id,
+            "run_name": run.info.run_name,
+            "model": version.name,
+            "version": int(version.version),
+            **asdict(decision),
+        }
+
+
+def _find_or_create(store: Store, result: Result, tags: Mapping[str, str], code: Code) -> MlflowRun:
+    finished = store.runs(RESULT, result.result_digest)
+    if finished:
+        return finished[0]
+    trained = store.runs(TRAINING, result.training_digest)
+    unfinished = [run for run in trained if RESULT not in run.data.tags]
+    if unfinished:
+        return unfinished[0]
+    tags = {**tags, TRAINING: result.training_digest}
+    if trained:  # only evaluate or export changed: a finished run is never rewritten
+        tags[HISTORY_FROM] = trained[0].info.run_id
+    return _open_run(store, result.params, code, tags)
+
+
+def _open_run(store: Store, params: Params, code: Code, tags: Mapping[str, str]) -> MlflowRun:
+    return store.create_run(run_name(params), tags, flat_params(params, "data", "model", "train"), code)
+
+
+def _complete(store: Store, run: MlflowRun, result: Result) -> None:
+    run_id = run.info.run_id
+    _log_points(store.client, run_id, _missing(store.client, run_id, history_points(result.history)))
+    known = run.data.params
+    params = flat_params(result.params, "kernel_check", "evaluate", "export")
+    new = [Param(key, value) for key, value in params.items() if key not in known]
+    store.client.log_batch(run_id, params=new)
+    store.client.log_inputs(run_id, _datasets(result.params))
+    _log_artifacts(store.client, run_id)
+    if LOCK_FILE.is_file():
+        store.client.set_tag(run_id, "digest.dvc_lock", digest(LOCK_FILE.read_bytes()))
+    model = _model(store, run_id, result)
+    now = time.time_ns() // 1_000_000
+    figures = best_figures(result.history, result.training["chosen_epoch"]) | final_figures(
+        result.evaluation, result.export
+    )
+    metrics = [Metric(key, value, now, 0, model_id=model.model_id) for key, value in figures.items()]
+    sent = run.data.metrics
+    store.client.log_batch(run_id, metrics=[metric for metric in metrics if metric.key not in sent])
+
+
+def _log_points(client: MlflowClient, run_id: str, points: Sequence[Point]) -> None:
+    for start in range(0, len(points), _POINTS_A_CALL):
+        part = points[start : start + _POINTS_A_CALL]
+        metrics = [Metric(point.key, point.value, point.timestamp, point.step) for point in part]
+        client.log_batch(run_id, metrics=metrics)
+
+
+def _missing(client: MlflowClient, run_id: str, points: Sequence[Point]) -> list[Point]:
+    there = {
+        (metric.key, metric.step)
+        for key in {point.key for point in points}
+        for metric in client.get_metric_history(run_id, key)
+    }
+    return [point for point in points if (point.key, point.step) not in there]
+
+
+def _datasets(params: Params) -> list[DatasetInput]:
+    """The splits, each with a digest of the files and of what divides them."""
+    sizes = {
+        "training": 60_000 - params.data.validation_size,
+        "validation": params.data.validation_size,
+        "test": 10_000,
+    }
+    division = "" if not params.data.validation_size else f"-{params.data.validation_size}-{params.data.split_seed}"
+    return [
+        DatasetInput(
+            Dataset(
+                name="FashionMNIST",
+                digest=f"{data_digest()[:16]}{division if context != 'test' else ''}"[:36],
+                source_type="http",
+                source='{"url": "https://github.com/zalandoresearch/fashion-mnist"}',
+                profile=f'{{"num_rows": {size}}}',
+            ),
+            [InputTag("mlflow.data.context", context)],
+        )
+        for context, size in sizes.items()
+        if size
+    ]
+
+
+def _log_artifacts(client: MlflowClient, run_id: str) -> None:
+    for path in (Path("params.yaml"), Path("dvc.yaml"), LOCK_FILE):
+        if path.is_file():
+            client.log_artifact(run_id, str(path), "pipeline")
+    for folder in ("metrics", "plots"):
+        for path in sorted(Path(folder).glob("[!.]*")):
+            if path != REGISTRATION:
+                client.log_artifact(run_id, str(path), folder)
+    client.log_artifact(run_id, str(PROGRAM), "models")
+
+
+def _model(store: Store, run_id: str, result: Result) -> LoggedModel:
+    """The ONNX model of the run, logged once."""
+    known = store.client.search_logged_models([store.experiment_id], f"source_run_id = '{run_id}'")
+    if known:
+        return known[0]
+    import onnx
+
+    image = (-1, 1, IMAGE_SIZE, IMAGE_SIZE)
+    signature = ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype(np.float32), image, name="images")]),
+        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, len(CLASSES)), name="logits")]),
+    )
+    mlflow.set_tracking_uri(store.uri)
+    with mlflow.start_run(run_id=run_id):
+        info = mlflow.onnx.log_model(
+            onnx.load(ONNX),
+            name="onnx",
+            signature=signature,
+            input_example={"images": np.zeros((2, *image[1:]), np.float32)},
+            pip_requirements=[f"{name}=={installed(name)}" for name in ("onnx", "onnxruntime", "numpy", "mlflow")],
+            onnx_execution_providers=["CPUExecutionProvider"],
+            save_as_external_data=False,
+            tags={"weights_sha256": result.weights_digest},
+        )
+    return store.client.get_logged_model(info.model_id)
+
+
+def _version(store: Store, run: MlflowRun, result: Result) -> ModelVersion:
+    """The version of the registered model that holds these weights, created when there is none."""
+    name = result.params.register_.model_name
+    known = [
+        version
+        for version in store.client.search_model_versions(f"name = '{name}'")
+        if version.tags.get("weights_sha256") == result.weights_digest
+    ]
+    if known:
+        return known[0]
+    if not store.client.search_registered_models(f"name = '{name}'"):
+        store.client.create_registered_model(name, description="LeNet-5 on FashionMNIST as ONNX: images to ten logits.")
+    model = _model(store, run.info.run_id, result)
+    test = result.evaluation["test"]
+    return store.client.create_model_version(
+        name,
+        source=f"models:/{model.model_id}",
+        run_id=run.info.run_id,
+        model_id=model.model_id,
+        tags={
+            "weights_sha256": result.weights_digest,
+            "onnx_difference": f"{result.export['parity']['onnx']:.2e}",
+            "test_accuracy": f"{test['accuracy']:.4f}",
+            "accuracy_gap": f"{result.evaluation['gap']['accuracy']:.4f}",
+        },
+        description=(
+            f"Test accuracy {test['accuracy']:.4f} [{test['accuracy_low']:.4f}, {test['accuracy_high']:.4f}], "
+            f"accuracy gap {result.evaluation['gap']['accuracy']:+.4f}, run {run.info.run_name}."
+        ),
+    )
+
+
+def _decide(store: Store, version: ModelVersion, result: Result) -> Decision:
+    """Decide about the version's alias, once, and note the evidence on it."""
+    if "decision" in version.tags:
+        return Decision(**json.loads(version.tags["decision"]))
+    candidate = pd.read_csv(PREDICTIONS)
+    while True:
+        champion = _champion(store, version.name)
+        decision = _compare(store, candidate, champion, result)
+        # Another machine may have decided in the meantime; within this workspace the lock prevents it.
+        if _version_number(_champion(store, version.name)) == _version_number(champion):
+            break
+    evidence = {name: value for name, value in asdict(decision).items() if value is not None}
+    for name, value in evidence.items():
+        store.client.set_model_version_tag(version.name, version.version, f"decision.{name}", str(value))
+    if decision.alias != "rejected":
+        store.client.set_registered_model_alias(version.name, decision.alias, version.version)
+    # Last: a version without it has not been decided about, whatever else it carries.
+    store.client.set_model_version_tag(version.name, version.version, "decision", json.dumps(evidence))
+    return decision
+
+
+def _compare(store: Store, candidate: pd.DataFrame, champion: ModelVersion | None, result: Result) -> Decision:
+    limits, gap = result.params.register_, result.evaluation["gap"]["accuracy"]
+    if champion is None:
+        return decide(candidate, gap, None, limits)
+    try:
+        return decide(candidate, gap, _predictions(store, champion), limits)
+    except ValueError as error:  # without evidence nobody is replaced
+        reason = f"not compared with champion version {champion.version}: {error}"
+        return Decision("challenger", reason, float(result.evaluation["test"]["accuracy"]))
+
+
+def _champion(store: Store, name: str) -> ModelVersion | None:
+    aliases: dict[str, str] = store.client.get_registered_model(name).aliases
+    return store.client.get_model_version(name, aliases["champion"]) if "champion" in aliases else None
+
+
+def _version_number(version: ModelVersion | None) -> str | None:
+    return str(version.version) if version else None
+
+
+def _predictions(store: Store, champion: ModelVersion) -> pd.DataFrame:
+    """The champion's per-image predictions. Raises ValueError where they are gone."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            path = store.client.download_artifacts(str(champion.run_id), PREDICTIONS.as_posix(), folder)
+            return pd.read_csv(path)
+        except (MlflowException, OSError, pd.errors.ParserError, pd.errors.EmptyDataError):
+            raise ValueError(
+                f"its {PREDICTIONS} are gone from run {champion.run_id}; to replace it, move the alias champion "
+                f"to a version of your choice in the MLflow UI"
+            ) from None
+
+
+def _advice(message: str) -> str:
+    """What to do about MLflow's ``message``."""
+    known = {
+        ("Max retries exceeded", "Connection refused", "Failed to connect", "timed out"): (
+            "cannot be reached; start that server, or unset MLFLOW_TRACKING_URI to use mlflow.db"
+        ),
+        ("error code 401", "error code 403"): (
+            "refuses the credentials; check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or ..._TOKEN"
+        ),
+        ("out-of-date database schema", "Can't locate revision"): (
+            "the store was written by another MLflow version; `mlflow db upgrade` brings an older one up to date, "
+            "for a newer one install the MLflow that made it"
+        ),
+        ("Could not find a registered artifact repository", "unsupported URI", "Could not find a registered"): (
+            "no such kind of store; MLFLOW_TRACKING_URI must begin with http://, https://, sqlite:/// or postgresql://"
+        ),
+    }
+    for signs, advice in known.items():
+        if any(sign in message for sign in signs):
+            return advice
+    return message.partition("\n")[0]
+
+
+@contextmanager
+def _lock(root: Path) -> Iterator[None]:
+    path = root / "mlruns/.lock"
+    path.parent.mkdir(exist_ok=True)
+    try:
+        with filelock.FileLock(path, timeout=_LOCK_SECONDS):
+            yield
+    except filelock.Timeout:
+        raise UserError(f"{path}: held by another process for {_LOCK_SECONDS} s; end that process") from None
