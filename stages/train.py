@@ -7,24 +7,26 @@ from functools import partial
 import torch
 from rich.console import Console
 
+from lenet5.checkpoint import Checkpoint, result_key
 from lenet5.datasets import load_splits
 from lenet5.display import EpochDisplay, architecture_table
 from lenet5.engine import pick_device, set_deterministic
 from lenet5.fashion_mnist import RAW_DIR
 from lenet5.files import write_bytes, write_json
-from lenet5.history import EpochRow, HistoryFile
+from lenet5.history import HistoryFile
 from lenet5.lineage import lineage_tags, read_code
-from lenet5.model import layers, parameter_count
+from lenet5.model import layers
 from lenet5.outs import HISTORY, TRAINING, WEIGHTS
 from lenet5.params import Params
 from lenet5.record import digest_training, epoch_points
 from lenet5.stage import outs_survive_failure, run_stage
 from lenet5.streaming import Run, Stream
-from lenet5.training import Trained, fit, make_model
+from lenet5.training import Training, make_model
+from lenet5.workspace import CHECKPOINTS, PIPELINE_FILE, main_workspace
 
 
 def main(params: Params) -> None:
-    """Train, streaming to MLflow, and write the chosen weights, the history and how training went."""
+    """Train, or go on from the last checkpoint, streaming to MLflow; write weights, history and how it went."""
     console = Console()
     device = pick_device(params.train.device)
     set_deterministic(params.train.deterministic)
@@ -32,28 +34,33 @@ def main(params: Params) -> None:
     model = make_model(params.model, params.train.seed, device)
     console.print(architecture_table(layers(model)))
     console.print(f"{len(splits.train):,} training images on {device}")
+    training = Training(model, splits, params.train)
+    checkpoint = Checkpoint(main_workspace() / CHECKPOINTS, result_key(params, PIPELINE_FILE, device))
+    attempt = uuid.uuid4().hex
+    if state := checkpoint.load():
+        training.load_state_dict(state)
+        attempt = state["attempt"]
+        console.print(f"going on after epoch {len(training.rows)}, from the checkpoint of an unfinished training")
     with (
-        Stream(partial(open_run, params, device.type, uuid.uuid4().hex)) as stream,
-        HistoryFile(HISTORY) as history,
+        Stream(partial(open_run, params, device.type, attempt)) as stream,
+        HistoryFile(HISTORY, training.rows) as history,
         EpochDisplay(console, params.train.epochs, len(splits.train)) as display,
     ):
-
-        def on_epoch(row: EpochRow) -> None:
+        for row in training.epochs():
             history.append(row)
             stream.send(epoch_points(row, display.show(row)))
-
-        trained = fit(model, splits, params.train, on_epoch)
-        write(trained, parameter_count(model))
+            checkpoint.save_if_due(training.state_dict() | {"attempt": attempt})
+        write(training)
         stream.finish(digest_training(params))
+    checkpoint.remove()
 
 
-def write(trained: Trained, parameters: int) -> None:
+def write(training: Training) -> None:
     """Write the outs, the weights through memory: torch.save puts the name of its file into the file."""
     weights = io.BytesIO()
-    torch.save(trained.weights, weights)
+    torch.save(training.weights, weights)
     write_bytes(WEIGHTS, weights.getvalue())
-    report = {"epochs": trained.epochs, "chosen_epoch": trained.chosen_epoch, "parameters": parameters}
-    write_json(TRAINING, report)
+    write_json(TRAINING, {"epochs": len(training.rows), "chosen_epoch": training.chosen_epoch})
 
 
 def open_run(params: Params, device: str, attempt: str) -> Run:
@@ -61,9 +68,8 @@ def open_run(params: Params, device: str, attempt: str) -> Run:
     from lenet5 import tracking
 
     code = read_code()
-    return tracking.TrainingRun(
-        tracking.connect(params), attempt, params, code, lineage_tags(code) | {"device": device}
-    )
+    tags = lineage_tags(code) | {"device": device}
+    return tracking.TrainingRun(tracking.connect(params), attempt, params, code, tags)
 
 
 if __name__ == "__main__":

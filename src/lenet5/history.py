@@ -1,6 +1,7 @@
 """The training history, one row an epoch: what is measured, and the file that holds it."""
 
 import csv
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -33,16 +34,20 @@ class EpochRow:
 class HistoryFile:
     """A CSV file that gains a whole row the moment an epoch ends.
 
-    An earlier file is left alone until the first row comes, and is put back if training then fails.
+    ``rows`` are those of the epochs before, when a training goes on. An earlier file is left alone until the first
+    row comes, and is put back if training then fails.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, rows: Sequence[EpochRow] = ()) -> None:
         self._path = path
+        self._rows = rows
         self._earlier: bytes | None = None
         self._started = False
 
     def __enter__(self) -> "HistoryFile":
         self._earlier = self._path.read_bytes() if self._path.exists() else None
+        for row in self._rows:
+            self.append(row)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

@@ -6,11 +6,11 @@ import platform
 import subprocess
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 from lenet5.fashion_mnist import SHA256
 from lenet5.files import digest
+from lenet5.workspace import PARAMS_FILE
 
 _LIBRARIES = ("torch", "numpy", "onnx", "onnxruntime", "mlflow", "dvc")
 
@@ -59,7 +59,7 @@ def lineage_tags(code: Code) -> dict[str, str]:
         "git.dirty": str(bool(code.diff)).lower(),
         "dvc.experiment": os.environ.get("DVC_EXP_NAME", ""),
         "dvc.baseline": os.environ.get("DVC_EXP_BASELINE_REV", ""),
-        "digest.params": digest(Path("params.yaml").read_bytes()),
+        "digest.params": digest(PARAMS_FILE.read_bytes()),
         "digest.data": data_digest(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
         "versions": ", ".join(

@@ -61,7 +61,7 @@ def history_points(history: pd.DataFrame) -> list[Point]:
 def best_figures(history: pd.DataFrame, chosen_epoch: int) -> dict[str, float]:
     """The curves at the epoch whose weights were kept."""
     row = history.loc[history["epoch"] == chosen_epoch].iloc[0]
-    columns = [column for column in _CURVES if not column.startswith("running") and pd.notna(row[column])]
+    columns = [column for column in _CURVES if not column.startswith(("running", "learning")) and pd.notna(row[column])]
     return {"best/epoch": float(chosen_epoch)} | {f"best/{column}": float(row[column]) for column in columns}
 
 

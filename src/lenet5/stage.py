@@ -3,12 +3,10 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from lenet5.errors import one_line_errors
 from lenet5.params import Params, load_params
-
-PARAMS_FILE = Path("params.yaml")
+from lenet5.workspace import PARAMS_FILE
 
 
 def run_stage(name: str, main: Callable[[Params], None]) -> None:

@@ -50,7 +50,8 @@ class Stream:
         if error is not None:
             killed = not isinstance(error, Exception)
             reason = str(error) or type(error).__name__
-            self._end(lambda run: run.fail(reason, killed))
+            # Who presses Ctrl-C does not want to wait.
+            self._end(lambda run: run.fail(reason, killed), min(self._patience, 1.0) if killed else self._patience)
 
     def send(self, points: Sequence[Point]) -> None:
         """Queue ``points``; returns at once."""
@@ -59,12 +60,12 @@ class Stream:
 
     def finish(self, training_digest: str) -> None:
         """Deliver what is queued and close training's part of the run, or give up after ``patience`` seconds."""
-        self._end(lambda run: run.finish(training_digest))
+        self._end(lambda run: run.finish(training_digest), self._patience)
 
-    def _end(self, last_word: Callable[[Run], None]) -> None:
+    def _end(self, last_word: Callable[[Run], None], patience: float) -> None:
         self._last_word = last_word
         self._wake.set()
-        self._thread.join(self._patience)
+        self._thread.join(patience)
         if self._thread.is_alive():
             self._say("MLflow has not got everything yet; `dvc repro` sends the rest at the stage register")
 

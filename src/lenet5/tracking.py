@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version as installed
@@ -45,9 +45,10 @@ from lenet5.record import (
     history_points,
     run_name,
 )
+from lenet5.workspace import LOCK_FILE, PARAMS_FILE, PIPELINE_FILE, main_workspace
 
 ATTEMPT, TRAINING, RESULT, HISTORY_FROM = "attempt", "training", "result", "history_from"
-LOCK_FILE = Path("dvc.lock")
+_FAILURE_TAGS = ("failure", "mlflow.note.content")  # the second is the description that the UI shows
 _POINTS_A_CALL = 1000  # the most that MLflow's log_batch takes
 _LOCK_SECONDS = 600
 
@@ -86,12 +87,19 @@ class TrainingRun:
         opened = store.runs(ATTEMPT, attempt)
         run = opened[0] if opened else _open_run(store, params, code, {ATTEMPT: attempt, **tags})
         self.run_id: str = run.info.run_id
+        self._there: set[tuple[str, int]] = set()
         if opened:
+            # Epochs after the last checkpoint are trained again, and would come with new timestamps.
+            self._there = _points_there(store.client, self.run_id, run.data.metrics)
             store.client.update_run(self.run_id, status="RUNNING")
+            for tag in _FAILURE_TAGS:
+                if tag in run.data.tags:
+                    store.client.delete_tag(self.run_id, tag)
 
     def log_points(self, points: Sequence[Point]) -> None:
         """Add points; MLflow keeps one of those that are equal in key, step, timestamp and value."""
-        _log_points(self._store.client, self.run_id, points)
+        new = [point for point in points if (point.key, point.step) not in self._there]
+        _log_points(self._store.client, self.run_id, new)
 
     def finish(self, training_digest: str) -> None:
         """Tag the run with what training produced; when an earlier run holds the very same, this one goes."""
@@ -102,8 +110,8 @@ class TrainingRun:
 
     def fail(self, reason: str, killed: bool) -> None:
         """Close the run as FAILED, or KILLED, with the reason as a tag and in its description."""
-        self._store.client.set_tag(self.run_id, "failure", reason)
-        self._store.client.set_tag(self.run_id, "mlflow.note.content", f"Training did not end: {reason}")
+        for tag in _FAILURE_TAGS:
+            self._store.client.set_tag(self.run_id, tag, f"Training did not end: {reason}")
         self._store.client.set_terminated(self.run_id, "KILLED" if killed else "FAILED")
 
 
@@ -115,8 +123,7 @@ def connect(params: Params) -> Store:
     # A person at a terminal waits for this: MLflow's own defaults retry a dead server for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-    # DVC runs queued experiments in folders it deletes; DVC_ROOT stays the workspace they came from.
-    root = Path(os.environ.get("DVC_ROOT") or Path.cwd())
+    root = main_workspace()
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(root / 'mlflow.db').as_posix()}"
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or params.register_.experiment
     with user_errors(uri):
@@ -219,12 +226,12 @@ def _log_points(client: MlflowClient, run_id: str, points: Sequence[Point]) -> N
 
 
 def _missing(client: MlflowClient, run_id: str, points: Sequence[Point]) -> list[Point]:
-    there = {
-        (metric.key, metric.step)
-        for key in {point.key for point in points}
-        for metric in client.get_metric_history(run_id, key)
-    }
+    there = _points_there(client, run_id, {point.key for point in points})
     return [point for point in points if (point.key, point.step) not in there]
+
+
+def _points_there(client: MlflowClient, run_id: str, keys: Iterable[str]) -> set[tuple[str, int]]:
+    return {(key, metric.step) for key in keys for metric in client.get_metric_history(run_id, key)}
 
 
 def _datasets(params: Params) -> list[DatasetInput]:
@@ -239,7 +246,7 @@ def _datasets(params: Params) -> list[DatasetInput]:
         DatasetInput(
             Dataset(
                 name="FashionMNIST",
-                digest=f"{data_digest()[:16]}{division if context != 'test' else ''}"[:36],
+                digest=f"{context[:5]}-{data_digest()[:12]}{division if context != 'test' else ''}",
                 source_type="http",
                 source='{"url": "https://github.com/zalandoresearch/fashion-mnist"}',
                 profile=f'{{"num_rows": {size}}}',
@@ -252,7 +259,7 @@ def _datasets(params: Params) -> list[DatasetInput]:
 
 
 def _log_artifacts(client: MlflowClient, run_id: str) -> None:
-    for path in (Path("params.yaml"), Path("dvc.yaml"), LOCK_FILE):
+    for path in (PARAMS_FILE, PIPELINE_FILE, LOCK_FILE):
         if path.is_file():
             client.log_artifact(run_id, str(path), "pipeline")
     for folder in ("metrics", "plots"):

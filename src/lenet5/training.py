@@ -1,8 +1,9 @@
 """Training: epoch after epoch through the engine, measuring frozen weights, choosing, and stopping."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,56 +17,94 @@ from lenet5.model import LeNet5
 from lenet5.params import ModelParams, TrainParams
 
 
-@dataclass(frozen=True)
-class Trained:
-    """The chosen weights, on the CPU, the epoch they come from, and how many epochs were run."""
-
-    weights: dict[str, Tensor]
-    chosen_epoch: int
-    epochs: int
-
-
 def make_model(params: ModelParams, seed: int, device: torch.device) -> LeNet5:
     """A freshly initialised model. The seed alone decides its weights, on every device; dropout follows it too."""
     torch.manual_seed(seed)
     return LeNet5(params).to(device).to(memory_format=torch.channels_last)
 
 
-def fit(model: LeNet5, splits: Splits, params: TrainParams, on_epoch: Callable[[EpochRow], None]) -> Trained:
-    """Train ``model``, which must be on the device of ``splits``.
+class Training:
+    """A training under way, which can be stopped after any epoch and taken up again exactly.
 
-    ``on_epoch`` is called as soon as an epoch has been trained and measured. Raises UserError when the loss stops
-    being a finite number.
+    ``weights`` are those chosen so far, on the CPU, and ``chosen_epoch`` the epoch they come from; ``rows`` is the
+    history so far. ``model`` must be on the device of ``splits``.
     """
-    optimizer = make_optimizer(model, params)
-    generator = torch.Generator().manual_seed(params.seed)
-    steps = math.ceil(len(splits.train) / params.batch_size)
-    rates = learning_rates(params, steps * params.epochs)
-    keep_last = params.weights == "last" or splits.validation is None
-    lowest, lowest_epoch = math.inf, 0
-    chosen = Trained({}, 0, 0)
-    for epoch in range(1, params.epochs + 1):
-        epoch_rates = rates[(epoch - 1) * steps : epoch * steps]
-        plan = draw_plan(len(splits.train), params.augmentation, generator)
-        result = train_epoch(model, optimizer, splits.train, plan, epoch_rates, params)
-        _refuse_divergence(result, epoch, epoch_rates)
-        row = _measure_epoch(model, splits, result, epoch, epoch_rates[-1])
-        improved = row.validation_loss is not None and row.validation_loss < lowest
-        if improved:
-            lowest, lowest_epoch = row.validation_loss or 0.0, epoch
-        if improved or keep_last:
-            chosen = Trained(_copy_weights(model), epoch, epoch)
-        on_epoch(row)
-        if params.patience and epoch - lowest_epoch >= params.patience:
-            break
-    return Trained(chosen.weights, chosen.chosen_epoch, epoch)
+
+    def __init__(self, model: LeNet5, splits: Splits, params: TrainParams) -> None:
+        self.rows: list[EpochRow] = []
+        self.weights: dict[str, Tensor] = {}
+        self.chosen_epoch = 0
+        self._lowest, self._lowest_epoch = math.inf, 0
+        self._model, self._splits, self._params = model, splits, params
+        self._optimizer = make_optimizer(model, params)
+        self._generator = torch.Generator().manual_seed(params.seed)
+        self._steps = math.ceil(len(splits.train) / params.batch_size)
+        self._rates = learning_rates(params, self._steps * params.epochs)
+
+    def epochs(self) -> Iterator[EpochRow]:
+        """Train until the last epoch or until patience runs out, yielding each epoch as it has been measured.
+
+        Raises UserError when the loss stops being a finite number.
+        """
+        while len(self.rows) < self._params.epochs and not self._out_of_patience():
+            yield self._train_epoch()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that decides how training goes on: tensors and plain values only."""
+        return {
+            "model": self._model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "generator": self._generator.get_state(),
+            "random": _random_states(self._splits.train.labels.device),
+            "rows": [asdict(row) for row in self.rows],
+            "weights": self.weights,
+            "chosen_epoch": self.chosen_epoch,
+            "lowest": self._lowest,
+            "lowest_epoch": self._lowest_epoch,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from where ``state_dict`` was taken."""
+        self._model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._generator.set_state(state["generator"])
+        _set_random_states(state["random"], self._splits.train.labels.device)
+        self.rows = [EpochRow(**row) for row in state["rows"]]
+        self.weights, self.chosen_epoch = state["weights"], state["chosen_epoch"]
+        self._lowest, self._lowest_epoch = state["lowest"], state["lowest_epoch"]
+
+    def _out_of_patience(self) -> bool:
+        return bool(self._params.patience) and len(self.rows) - self._lowest_epoch >= self._params.patience
+
+    def _train_epoch(self) -> EpochRow:
+        done = len(self.rows)
+        rates = self._rates[done * self._steps : (done + 1) * self._steps]
+        plan = draw_plan(len(self._splits.train), self._params.augmentation, self._generator)
+        result = train_epoch(self._model, self._optimizer, self._splits.train, plan, rates, self._params)
+        _refuse_divergence(result, done + 1, rates)
+        row = _measure_epoch(self._model, self._splits, result, done + 1, rates[-1])
+        self._choose(row)
+        self.rows.append(row)
+        return row
+
+    def _choose(self, row: EpochRow) -> None:
+        improved = row.validation_loss is not None and row.validation_loss < self._lowest
+        if row.validation_loss is not None and improved:
+            self._lowest, self._lowest_epoch = row.validation_loss, row.epoch
+        if improved or self._params.weights == "last" or row.validation_loss is None:
+            # Contiguous, so that the file does not depend on the memory format training used.
+            weights = self._model.state_dict().items()
+            self.weights = {name: value.detach().cpu().contiguous().clone() for name, value in weights}
+            self.chosen_epoch = row.epoch
 
 
 def _measure_epoch(model: LeNet5, splits: Splits, result: EpochResult, epoch: int, rate: float) -> EpochRow:
     measures = {name: measure(model, split) for name, split in splits.measured().items()}
     validation = measures.get("validation")
     gap = measures["train"].gap_to(validation or measures["test"])
-    row = EpochRow(
+    if not math.isfinite(measures["train"].loss):
+        raise UserError(_diverged(measures["train"].loss, f"after epoch {epoch}", rate))
+    return EpochRow(
         epoch=epoch,
         learning_rate=rate,
         running_loss=result.mean_loss,
@@ -79,9 +118,6 @@ def _measure_epoch(model: LeNet5, splits: Splits, result: EpochResult, epoch: in
         gap_loss=gap.loss,
         gap_accuracy=gap.accuracy,
     )
-    if not math.isfinite(row.train_loss + row.test_loss):
-        raise UserError(_diverged(row.train_loss, f"after epoch {epoch}", rate))
-    return row
 
 
 def _refuse_divergence(result: EpochResult, epoch: int, rates: Sequence[float]) -> None:
@@ -95,6 +131,12 @@ def _diverged(loss: float, where: str, rate: float) -> str:
     return f"the loss became {loss} {where}, with learning rate {rate:g}; nothing was kept: try a smaller train.lr"
 
 
-def _copy_weights(model: LeNet5) -> dict[str, Tensor]:
-    # Contiguous, so that the file does not depend on the memory format training used.
-    return {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
+def _random_states(device: torch.device) -> list[Tensor]:
+    """The streams dropout draws from."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def _set_random_states(states: list[Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
