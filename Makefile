@@ -6,7 +6,7 @@ READY := .venv/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test ui lint schema lock
+.PHONY: help repro test record ui lint schema lock
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -16,7 +16,10 @@ repro: $(READY) ## run what changed of the whole pipeline: data, kernel check, t
 
 test: $(READY) ## every test: the unit tests, then the real stages on the real data
 	python -m pytest tests/unit
-	python -m pytest tests/integration
+	python -m pytest -n 2 --dist loadfile tests/integration
+
+record: $(READY) ## bring the MLflow record of the outs in this folder back, whole
+	dvc repro --force --single-item register
 
 ui: $(READY) ## the MLflow UI on http://127.0.0.1:5000
 	mlflow ui

@@ -5,9 +5,9 @@ import torch
 from lenet5 import evaluation
 from lenet5.datasets import load_splits
 from lenet5.fashion_mnist import RAW_DIR
-from lenet5.files import atomic_path, write_json
+from lenet5.files import atomic_path, read_json, write_json
 from lenet5.history import read_history
-from lenet5.outs import EVALUATION, HISTORY, PREDICTIONS, WEIGHTS
+from lenet5.outs import EVALUATION, HISTORY, PREDICTIONS, TRAINING, WEIGHTS
 from lenet5.params import Params
 from lenet5.stage import run_stage
 
@@ -15,7 +15,7 @@ from lenet5.stage import run_stage
 def main(params: Params) -> None:
     """Measure the chosen weights on every split, and tabulate the test predictions image by image."""
     splits = load_splits(RAW_DIR, params.data, torch.device("cpu"))
-    model = evaluation.load_weights(WEIGHTS, params.model)
+    model = evaluation.load_weights(WEIGHTS, read_json(TRAINING)["weights_sha256"], params.model)
     logits = {name: evaluation.predict(model, split.images) for name, split in splits.measured().items()}
     figures = {
         name: evaluation.split_figures(logits[name], split.labels, params.evaluate.confidence)

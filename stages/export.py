@@ -2,31 +2,45 @@
 
 from lenet5.datasets import load_test
 from lenet5.evaluation import load_weights, predict
-from lenet5.export import check_parity, operators, program_bytes, run_onnx, run_program, to_onnx, to_program
+from lenet5.export import (
+    ONNX_BATCHES,
+    PROGRAM_BATCHES,
+    check_parity,
+    operators,
+    program_bytes,
+    run_onnx,
+    run_program,
+    to_onnx,
+    to_program,
+)
 from lenet5.fashion_mnist import RAW_DIR
-from lenet5.files import digest, write_bytes, write_json
-from lenet5.outs import EXPORT, ONNX, PROGRAM, WEIGHTS
+from lenet5.files import digest, read_json, write_bytes, write_json
+from lenet5.outs import EXPORT, ONNX, PROGRAM, TRAINING, WEIGHTS
 from lenet5.params import Params
 from lenet5.stage import run_stage
 
 
 def main(params: Params) -> None:
     """Export, compare with PyTorch on all test images, and write the files only when all agree."""
-    model = load_weights(WEIGHTS, params.model)
-    weights_digest = digest(WEIGHTS.read_bytes())
+    weights_digest = read_json(TRAINING)["weights_sha256"]
+    model = load_weights(WEIGHTS, weights_digest, params.model)
     images = load_test(RAW_DIR).images
     expected = predict(model, images).numpy()
     exported = to_program(model)
     program = program_bytes(exported)
     onnx_model = to_onnx(exported, params.export.opset, {"weights_sha256": weights_digest})
     parity = {
-        name: check_parity(name, run, images, expected, params.export.tolerance)
-        for name, run in (("onnx", run_onnx(onnx_model)), ("program", run_program(program)))
+        name: check_parity(name, run, batches, images, expected, params.export.tolerance)
+        for name, run, batches in (
+            ("onnx", run_onnx(onnx_model), ONNX_BATCHES),
+            ("program", run_program(program), PROGRAM_BATCHES),
+        )
     }
     write_bytes(PROGRAM, program)
     write_bytes(ONNX, onnx_model)
     nodes = operators(onnx_model)
-    write_json(EXPORT, {"parity": parity, "operators": nodes, "weights_sha256": weights_digest})
+    digests = {"weights_sha256": weights_digest, "onnx_sha256": digest(onnx_model), "program_sha256": digest(program)}
+    write_json(EXPORT, {"parity": parity, "operators": nodes, **digests})
     print(f"{ONNX}: {', '.join(nodes)}")
     for name, difference in parity.items():
         print(f"{name}: every predicted class is PyTorch's, and every logit within {difference:.1e}")

@@ -12,7 +12,7 @@ from lenet5.datasets import load_splits
 from lenet5.display import EpochDisplay, architecture_table
 from lenet5.engine import pick_device, set_deterministic
 from lenet5.fashion_mnist import RAW_DIR
-from lenet5.files import write_bytes, write_json
+from lenet5.files import digest, write_bytes, write_json
 from lenet5.history import HistoryFile
 from lenet5.lineage import lineage_tags, read_code
 from lenet5.model import layers
@@ -57,10 +57,12 @@ def main(params: Params) -> None:
 
 def write(training: Training) -> None:
     """Write the outs, the weights through memory: torch.save puts the name of its file into the file."""
-    weights = io.BytesIO()
-    torch.save(training.weights, weights)
-    write_bytes(WEIGHTS, weights.getvalue())
-    write_json(TRAINING, {"epochs": len(training.rows), "chosen_epoch": training.chosen_epoch})
+    buffer = io.BytesIO()
+    torch.save(training.weights, buffer)
+    weights = buffer.getvalue()
+    write_bytes(WEIGHTS, weights)
+    epochs = {"epochs": len(training.rows), "chosen_epoch": training.chosen_epoch}
+    write_json(TRAINING, {**epochs, "weights_sha256": digest(weights)})
 
 
 def open_run(params: Params, device: str, attempt: str) -> Run:

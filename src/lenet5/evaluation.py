@@ -1,5 +1,6 @@
 """Figures of frozen weights: loss, accuracy, gaps, their intervals, per-class scores, calibration."""
 
+import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from lenet5.datasets import Split
 from lenet5.engine import to_float
 from lenet5.errors import UserError
 from lenet5.fashion_mnist import CLASSES
+from lenet5.files import read_trusted
 from lenet5.model import LeNet5
 from lenet5.params import ModelParams
 
@@ -49,16 +51,17 @@ def measure(model: LeNet5, split: Split) -> Measure:
     return Measure(loss.item(), correct.item() / len(split))
 
 
-def load_weights(path: Path, params: ModelParams) -> LeNet5:
+def load_weights(path: Path, sha256: str, params: ModelParams) -> LeNet5:
     """The trained model, on the CPU. Raises UserError where ``path`` is missing, damaged or of another model."""
+    content = read_trusted(path, sha256, "train")
     model = LeNet5(params)
     try:
-        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found; `dvc repro train` makes it") from None
-    except Exception as error:  # torch raises a dozen kinds, and all mean the same to a person
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{path}: not weights of the model in params.yaml; `dvc repro -f train` ({reason})") from None
+        model.load_state_dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path}: weights of another model than params.yaml names; `dvc repro train` ({reason})"
+        ) from None
     return model.to(memory_format=torch.channels_last)
 
 

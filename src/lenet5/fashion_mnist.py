@@ -5,7 +5,6 @@ Xiao, Rasul and Vollgraf, "Fashion-MNIST", 2017 (arXiv:1708.07747).
 
 from pathlib import Path
 
-from lenet5.errors import UserError
 from lenet5.files import digest
 
 CLASSES = (
@@ -40,14 +39,3 @@ RAW_DIR = Path("data/FashionMNIST/raw")
 def is_verified(path: Path) -> bool:
     """Whether ``path`` is there and holds the published bytes of its name."""
     return path.is_file() and digest(path.read_bytes()) == SHA256[path.name]
-
-
-def read_verified(path: Path) -> bytearray:
-    """The bytes of one of the four files. Raises UserError where it is missing or not as published."""
-    try:
-        content = bytearray(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found; `dvc repro download` fetches it") from None
-    if digest(content) != SHA256[path.name]:
-        raise UserError(f"{path}: not the published file (SHA-256 differs); `dvc repro -f download` fetches it again")
-    return content

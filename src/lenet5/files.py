@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lenet5.errors import UserError
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -43,12 +45,28 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object."""
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    """Read a JSON object that a stage left. Raises UserError where it is missing or not JSON."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; `dvc repro` makes it") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON any more ({error}); delete it, and `dvc repro` makes it anew") from None
     return content
 
 
-def digest(content: bytes | bytearray) -> str:
+def read_trusted(path: Path, sha256: str, stage: str) -> bytes:
+    """The content of a file that ``stage`` left. Raises UserError where it is missing or no longer what it was."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; `dvc repro {stage}` makes it") from None
+    if digest(content) != sha256:
+        raise UserError(f"{path}: not what the stage {stage} left (SHA-256 differs); `dvc repro -f {stage}` mends it")
+    return content
+
+
+def digest(content: bytes) -> str:
     """SHA-256 of ``content``, as 64 hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from lenet5.files import digest, read_json
+from lenet5.files import digest, read_json, read_trusted
 from lenet5.history import EpochRow, read_history
 from lenet5.outs import EVALUATION, EXPORT, HISTORY, ONNX, PREDICTIONS, PROGRAM, TRAINING, WEIGHTS
 from lenet5.params import Params
@@ -66,8 +66,13 @@ def best_figures(history: pd.DataFrame, chosen_epoch: int) -> dict[str, float]:
 
 
 def final_figures(evaluation: Mapping[str, Any], export: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of the finished model, by group: one for all images, one by class, one for the export."""
-    figures: dict[str, float] = {"export/largest_difference": max(export["parity"].values())}
+    """The figures of the finished model, in groups: for all images, by class, of the export."""
+    return evaluation_figures(evaluation) | {"export/largest_difference": max(export["parity"].values())}
+
+
+def evaluation_figures(evaluation: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of ``evaluation.json`` under the names MLflow knows them by."""
+    figures: dict[str, float] = {}
     for name, value in evaluation.items():
         if name == "classes":
             figures |= {f"f1/{_metric_name(label)}": scores["f1"] for label, scores in value.items()}
@@ -102,22 +107,24 @@ class Result:
     export: Mapping[str, Any]
     training_digest: str
     result_digest: str
-    weights_digest: str
 
 
 def read_result(params: Params) -> Result:
-    """Read every out of the stages before ``register``."""
+    """Read every out of the stages before ``register``. Raises UserError where a model is not what its stage left."""
+    training, export = read_json(TRAINING), read_json(EXPORT)
+    read_trusted(WEIGHTS, training["weights_sha256"], "train")
+    onnx_model = read_trusted(ONNX, export["onnx_sha256"], "export")
+    program = read_trusted(PROGRAM, export["program_sha256"], "export")
     training_digest = digest_training(params)
-    others = b"".join(path.read_bytes() for path in (EVALUATION, PREDICTIONS, ONNX, PROGRAM, EXPORT))
+    others = b"".join(path.read_bytes() for path in (EVALUATION, PREDICTIONS, EXPORT))
     return Result(
         params=params,
         history=read_history(HISTORY),
-        training=read_json(TRAINING),
+        training=training,
         evaluation=read_json(EVALUATION),
-        export=read_json(EXPORT),
+        export=export,
         training_digest=training_digest,
-        result_digest=digest(training_digest.encode() + others),
-        weights_digest=digest(WEIGHTS.read_bytes()),
+        result_digest=digest(training_digest.encode() + onnx_model + program + others),
     )
 
 

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
@@ -115,8 +115,59 @@ class TrainingRun:
         self._store.client.set_terminated(self.run_id, "KILLED" if killed else "FAILED")
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """A recorded result, fetched: ``params`` and ``diff`` (None when the tree was clean) are files."""
+
+    run_id: str
+    name: str
+    commit: str
+    params: Path
+    diff: Path | None
+    figures: dict[str, float]
+    weights_digest: str
+
+
+def fetch(reference: str, folder: Path) -> Recorded:
+    """Find a result by run id, ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``; its files go to ``folder``.
+
+    Raises UserError where there is no such result, or it is not complete.
+    """
+    uri = store_uri()
+    client = MlflowClient(tracking_uri=uri)
+    with user_errors(uri):
+        run_id = _run_of_model(client, reference) if reference.startswith("models:/") else reference
+        run = client.get_run(run_id)
+        if RESULT not in run.data.tags:
+            raise UserError(f"run {run_id} is not a complete result; `dvc repro` completes its own")
+        names = {artifact.path for artifact in client.list_artifacts(run_id, "pipeline")}
+        diff = "pipeline/changes.diff"
+        return Recorded(
+            run_id=run_id,
+            name=run.info.run_name,
+            commit=run.data.tags.get("mlflow.source.git.commit", ""),
+            params=Path(client.download_artifacts(run_id, "pipeline/params.yaml", str(folder))),
+            diff=Path(client.download_artifacts(run_id, diff, str(folder))) if diff in names else None,
+            figures=run.data.metrics,
+            weights_digest=run.data.tags["digest.weights"],
+        )
+
+
+def _run_of_model(client: MlflowClient, reference: str) -> str:
+    name, at, alias = reference.removeprefix("models:/").partition("@")
+    if at:
+        return str(client.get_model_version_by_alias(name, alias).run_id)
+    name, _, number = name.partition("/")
+    return str(client.get_model_version(name, number).run_id)
+
+
+def store_uri() -> str:
+    """Where the record is: MLFLOW_TRACKING_URI, or ``mlflow.db`` of the main workspace, as `mlflow ui` expects."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(main_workspace() / 'mlflow.db').as_posix()}"
+
+
 def connect(params: Params) -> Store:
-    """Open the store that MLFLOW_TRACKING_URI names, or ``mlflow.db`` of the main workspace, and the experiment.
+    """Open the store and the experiment, creating what is not there.
 
     Raises UserError where it cannot be reached or used.
     """
@@ -124,7 +175,7 @@ def connect(params: Params) -> Store:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     root = main_workspace()
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(root / 'mlflow.db').as_posix()}"
+    uri = store_uri()
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or params.register_.experiment
     with user_errors(uri):
         # Two processes that create the same database at once would both fail.
@@ -206,6 +257,7 @@ def _complete(store: Store, run: MlflowRun, result: Result) -> None:
     store.client.log_batch(run_id, params=new)
     store.client.log_inputs(run_id, _datasets(result.params))
     _log_artifacts(store.client, run_id)
+    store.client.set_tag(run_id, "digest.weights", result.training["weights_sha256"])
     if LOCK_FILE.is_file():
         store.client.set_tag(run_id, "digest.dvc_lock", digest(LOCK_FILE.read_bytes()))
     model = _model(store, run_id, result)
@@ -291,7 +343,7 @@ def _model(store: Store, run_id: str, result: Result) -> LoggedModel:
             pip_requirements=[f"{name}=={installed(name)}" for name in ("onnx", "onnxruntime", "numpy", "mlflow")],
             onnx_execution_providers=["CPUExecutionProvider"],
             save_as_external_data=False,
-            tags={"weights_sha256": result.weights_digest},
+            tags={"weights_sha256": result.training["weights_sha256"]},
         )
     return store.client.get_logged_model(info.model_id)
 
@@ -302,7 +354,7 @@ def _version(store: Store, run: MlflowRun, result: Result) -> ModelVersion:
     known = [
         version
         for version in store.client.search_model_versions(f"name = '{name}'")
-        if version.tags.get("weights_sha256") == result.weights_digest
+        if version.tags.get("weights_sha256") == result.training["weights_sha256"]
     ]
     if known:
         return known[0]
@@ -316,7 +368,7 @@ def _version(store: Store, run: MlflowRun, result: Result) -> ModelVersion:
         run_id=run.info.run_id,
         model_id=model.model_id,
         tags={
-            "weights_sha256": result.weights_digest,
+            "weights_sha256": result.training["weights_sha256"],
             "onnx_difference": f"{result.export['parity']['onnx']:.2e}",
             "test_accuracy": f"{test['accuracy']:.4f}",
             "accuracy_gap": f"{result.evaluation['gap']['accuracy']:.4f}",

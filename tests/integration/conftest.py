@@ -1,0 +1,205 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import filelock
+import pytest
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from lenet5.fashion_mnist import RAW_DIR, SHA256, is_verified
+
+REPOSITORY = Path(__file__).parents[2]
+
+# A small recipe that learns: 10,000 training images, two epochs.
+QUICK = {
+    "data.validation_size": 50_000,
+    "model.activation": "relu",
+    "train.epochs": 2,
+    "train.batch_size": 100,
+    "train.optimizer": "adamw",
+    "train.lr": 0.002,
+    "register.min_test_accuracy": 0.5,
+}
+
+
+class Project:
+    """A clone of the repository, as a person has it, and the commands he gives in it."""
+
+    def __init__(self, path: Path, data: Path) -> None:
+        self.path = path
+        self.env = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DVC_"))}
+        self.env |= {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(path / "src"),
+            "FASHION_MNIST_DIR": str(data),
+            "GIT_CONFIG_GLOBAL": os.devnull,
+            "GIT_CONFIG_NOSYSTEM": "1",
+        } | {
+            f"GIT_{who}_{what}": "a.person@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
+        }
+
+    def run(
+        self, *command: str, check: bool = True, timeout: float = 280, **env: str
+    ) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            command, cwd=self.path, env=self.env | env, capture_output=True, text=True, timeout=timeout, check=False
+        )
+        if check and done.returncode:
+            raise AssertionError(f"{command} ended with {done.returncode}\n{done.stdout}\n{done.stderr}")
+        return done
+
+    def stage(self, name: str, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
+        return self.run("python", f"stages/{name}.py", check=check, **env)
+
+    def repro(self, *arguments: str, check: bool = True, **env: str) -> list[str]:
+        """The stages that `dvc repro` really ran."""
+        done = self.run("dvc", "repro", *arguments, check=check, **env)
+        return [line.split("'")[1] for line in done.stdout.splitlines() if line.startswith("Running stage")]
+
+    @contextmanager
+    def started(self, *command: str, **env: str) -> Iterator[subprocess.Popen[str]]:
+        """A command running in a process group of its own, which is ended with the block."""
+        with subprocess.Popen(
+            command, cwd=self.path, env=self.env | env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True,
+        ) as process:  # fmt: skip
+            try:
+                yield process
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+
+    def params(self) -> dict[str, Any]:
+        content: dict[str, Any] = yaml.safe_load((self.path / "params.yaml").read_text())
+        return content
+
+    def edit(self, changes: dict[str, Any]) -> None:
+        content = self.params()
+        for name, value in changes.items():
+            *sections, key = name.split(".")
+            place = content
+            for section in sections:
+                place = place[section]
+            place[key] = value
+        (self.path / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+
+    def json(self, name: str) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((self.path / "metrics" / f"{name}.json").read_text())
+        return content
+
+    def link_data(self) -> None:
+        """Give the project its data without a download, for tests that start at a later stage."""
+        folder = self.path / RAW_DIR
+        folder.mkdir(parents=True)
+        for name in SHA256:
+            shutil.copy(Path(self.env["FASHION_MNIST_DIR"]) / name, folder / name)
+
+    def commit(self) -> None:
+        self.run("git", "add", "--all")
+        self.run("git", "commit", "--quiet", "--allow-empty", "--message", "state")
+
+    def clone(self, path: Path) -> "Project":
+        self.run("git", "clone", "--quiet", str(self.path), str(path))
+        return Project(path, Path(self.env["FASHION_MNIST_DIR"]))
+
+    def copy(self, path: Path) -> "Project":
+        shutil.copytree(self.path, path, symlinks=True)
+        return Project(path, Path(self.env["FASHION_MNIST_DIR"]))
+
+    def mlflow(self, uri: str | None = None) -> MlflowClient:
+        return MlflowClient(uri or f"sqlite:///{self.path / 'mlflow.db'}")
+
+    def runs(self, uri: str | None = None) -> list[Run]:
+        client = self.mlflow(uri)
+        experiment = client.get_experiment_by_name("lenet5-fashionmnist")
+        return list(client.search_runs([experiment.experiment_id], order_by=["start_time ASC"])) if experiment else []
+
+    def steps(self, run: Run, key: str, uri: str | None = None) -> list[int]:
+        """The steps at which MLflow holds a point of a curve, doubles included."""
+        return sorted(metric.step for metric in self.mlflow(uri).get_metric_history(run.info.run_id, key))
+
+
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this test run that its parallel workers share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real FashionMNIST: the repository's own where it is right, downloaded by the real stage otherwise."""
+    own = REPOSITORY / RAW_DIR
+    if all(is_verified(own / name) for name in SHA256):
+        return own
+    shared = shared_folder(tmp_path_factory) / "fashion-mnist"
+    with filelock.FileLock(f"{shared}.lock"):
+        shared.mkdir(exist_ok=True)
+        shutil.copy(REPOSITORY / "params.yaml", shared)
+        command = [sys.executable, str(REPOSITORY / "stages/download.py")]
+        subprocess.run(command, cwd=shared, check=True, timeout=280)
+    return shared / RAW_DIR
+
+
+def new_project(path: Path, data: Path) -> Project:
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    for name in listed.stdout.splitlines():
+        # The lock and the figures of the repository's own run would let stages be skipped.
+        if name != "dvc.lock" and not name.startswith("metrics/") and (REPOSITORY / name).is_file():
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(REPOSITORY / name, path / name)
+    project = Project(path, data)
+    project.edit(QUICK)
+    project.run("git", "init", "--quiet", "--initial-branch", "main")
+    project.commit()
+    return project
+
+
+@pytest.fixture
+def project(tmp_path: Path, data: Path) -> Project:
+    return new_project(tmp_path / "project", data)
+
+
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Project:
+    """A project whose pipeline has run once; made once for all workers, and only copied."""
+    path = shared_folder(tmp_path_factory) / "pristine"
+    with filelock.FileLock(f"{path}.lock"):
+        if path.exists():
+            return Project(path, data)
+        project = new_project(path, data)
+        project.repro()
+        project.commit()
+        return project
+
+
+@pytest.fixture(scope="module")
+def finished(pristine: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A finished project that the tests of one file share."""
+    return pristine.copy(tmp_path_factory.mktemp("finished") / "project")
+
+
+@pytest.fixture
+def pipeline_copy(pristine: Project, tmp_path: Path) -> Project:
+    """A finished project for one test to change as it likes."""
+    return pristine.copy(tmp_path / "project")
+
+
+def wait_until(condition: Any, seconds: float = 120) -> None:
+    """Wait for something another process does."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.1)

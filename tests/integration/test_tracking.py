@@ -1,0 +1,314 @@
+"""The MLflow record, with real stores and servers, through what happens to records in real life."""
+
+import hashlib
+import http.server
+import json
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pandas as pd
+
+from .conftest import Project, wait_until
+
+NAME = "lenet5-fashionmnist"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=1) as response:  # noqa: S310 - our own server
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+@contextmanager
+def mlflow_server(project: Project, folder: Path, port: int, backend: str | None = None) -> Iterator[str]:
+    """A real `mlflow server` on loopback, which keeps its store in ``folder`` from one start to the next."""
+    folder.mkdir(exist_ok=True)
+    command = [
+        "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+        "--backend-store-uri", backend or f"sqlite:///{folder / 'server.db'}",
+        "--artifacts-destination", str(folder / "artifacts"),
+    ]  # fmt: skip
+    with project.started(*command) as process:
+        wait_until(lambda: answers(f"http://127.0.0.1:{port}/health"))
+        yield f"http://127.0.0.1:{port}"
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def refusal(project: Project, **env: str) -> str:
+    """What the stage register says when it refuses: one line, exit status 1, no traceback, outs untouched."""
+    weights = (project.path / "models/lenet5.pth").read_bytes()
+    done = project.stage("register", check=False, **env)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert (project.path / "models/lenet5.pth").read_bytes() == weights
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("register: ")]
+    return line
+
+
+def test_registering_again_changes_nothing(finished: Project) -> None:
+    before = finished.runs()[0].data.metrics
+    for _ in range(3):
+        finished.repro("--force", "--single-item", "register")
+    (run,) = finished.runs()
+    assert run.data.metrics == before
+    assert len(finished.mlflow().search_model_versions()) == 1
+    assert finished.steps(run, "loss/test") == [1, 2]
+
+
+def test_a_run_says_where_it_comes_from(finished: Project) -> None:
+    (run,) = finished.runs()
+    head = finished.run("git", "rev-parse", "HEAD~1").stdout.strip()
+    assert run.data.tags["mlflow.source.git.commit"] == head
+    assert run.data.tags["git.dirty"] == "false"
+    assert run.data.tags["device"] in ("cpu", "cuda")
+    assert "torch" in run.data.tags["versions"]
+    contexts = {tag.value for entry in run.inputs.dataset_inputs for tag in entry.tags}
+    assert contexts == {"training", "validation", "test"}
+    artifacts = {item.path for item in finished.mlflow().list_artifacts(run.info.run_id, "pipeline")}
+    assert artifacts == {"pipeline/params.yaml", "pipeline/dvc.yaml", "pipeline/dvc.lock"}
+
+
+def test_a_wiped_record_is_rebuilt_from_the_outs(pipeline_copy: Project) -> None:
+    (before,) = pipeline_copy.runs()
+    (pipeline_copy.path / "mlflow.db").unlink()
+    shutil.rmtree(pipeline_copy.path / "mlruns")
+    pipeline_copy.repro("--force", "--single-item", "register")  # make record
+    (run,) = pipeline_copy.runs()
+    assert run.info.status == "FINISHED"
+    del before.data.metrics["speed/images_per_second"]  # the outs do not hold it
+    assert run.data.metrics == before.data.metrics
+    assert pipeline_copy.steps(run, "loss/validation") == [1, 2]
+    assert pipeline_copy.mlflow().get_model_version_by_alias(NAME, "champion").version == "1"
+
+
+def test_another_machine_pulls_runs_nothing_and_rebuilds_the_record(pipeline_copy: Project, tmp_path: Path) -> None:
+    pipeline_copy.run("dvc", "remote", "add", "--default", "shared", str(tmp_path / "remote"))
+    pipeline_copy.commit()
+    pipeline_copy.run("dvc", "push")
+    clone = pipeline_copy.clone(tmp_path / "clone")
+    clone.run("dvc", "pull")
+    assert clone.repro() == []
+    assert clone.runs() == []
+    clone.repro("--force", "--single-item", "register")
+    (run,) = clone.runs()
+    assert clone.steps(run, "loss/test") == [1, 2]
+
+
+def test_two_registrations_at_once_leave_one_run_and_one_version(pipeline_copy: Project) -> None:
+    (pipeline_copy.path / "mlflow.db").unlink()  # so they create the store at once, too
+    shutil.rmtree(pipeline_copy.path / "mlruns")
+    with (
+        pipeline_copy.started("python", "stages/register.py") as first,
+        pipeline_copy.started("python", "stages/register.py") as second,
+    ):
+        outputs = [process.communicate()[0] for process in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0), outputs
+    (run,) = pipeline_copy.runs()
+    assert pipeline_copy.steps(run, "loss/test") == [1, 2]
+    assert len(pipeline_copy.mlflow().search_model_versions()) == 1
+
+
+def as_if_trained(project: Project, right: int) -> None:
+    """Make the outs those of another model, which is right on the first ``right`` test images."""
+    path = project.path / "plots/predictions.csv"
+    table = pd.read_csv(path)
+    table["predicted"] = table["true"].where(table.index < right, table["true"].map(lambda name: f"not {name}"))
+    table.to_csv(path, index=False)
+    weights = f"weights of a model right {right} times".encode()
+    (project.path / "models/lenet5.pth").write_bytes(weights)
+    training = project.json("training") | {"weights_sha256": hashlib.sha256(weights).hexdigest()}
+    (project.path / "metrics/training.json").write_text(json.dumps(training))
+    evaluation = project.json("evaluation")
+    evaluation["test"]["accuracy"] = right / len(table)
+    (project.path / "metrics/evaluation.json").write_text(json.dumps(evaluation))
+
+
+def test_only_evidence_makes_a_new_champion(pipeline_copy: Project) -> None:
+    def registered(right: int) -> tuple[str, dict[str, str]]:
+        as_if_trained(pipeline_copy, right)
+        pipeline_copy.stage("register")
+        entry = pipeline_copy.json("registration")
+        return entry["alias"], pipeline_copy.mlflow().get_registered_model(NAME).aliases
+
+    assert registered(9000) == ("champion", {"champion": "2"})
+    assert registered(9000) == ("champion", {"champion": "2"})  # the same again: decided once
+    assert registered(9001) == ("challenger", {"champion": "2", "challenger": "3"})  # better, by luck perhaps
+    assert registered(8500) == ("challenger", {"champion": "2", "challenger": "4"})  # worse
+    assert registered(100) == ("rejected", {"champion": "2", "challenger": "4"})  # below the limit
+    assert registered(9100) == ("champion", {"champion": "6", "challenger": "4"})
+    version = pipeline_copy.mlflow().get_model_version_by_alias(NAME, "champion")
+    assert version.tags["decision.candidate_only"] == "100"
+    assert version.tags["decision.champion_only"] == "0"
+    assert float(version.tags["decision.p_value"]) < 1e-20
+
+    run = pipeline_copy.mlflow().get_run(str(version.run_id))
+    folder = Path(run.info.artifact_uri.removeprefix("file://"))
+    (folder / "plots/predictions.csv").unlink()
+    alias, aliases = registered(9500)
+    assert (alias, aliases["champion"]) == ("challenger", "6")
+    assert "are gone from run" in pipeline_copy.json("registration")["reason"]
+
+
+def test_the_champion_is_served_with_the_logits_onnxruntime_gives(finished: Project) -> None:
+    port = free_port()
+    images = np.random.default_rng(0).random((3, 1, 28, 28)).astype(np.float32)
+    session = onnxruntime.InferenceSession(finished.path / "models/lenet5.onnx", providers=["CPUExecutionProvider"])
+    (expected,) = session.run(None, {"images": images})
+
+    def post(inputs: object) -> tuple[int, dict[str, object]]:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/invocations",
+            json.dumps({"inputs": inputs}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310
+                return response.status, json.load(response)
+        except urllib.error.HTTPError as error:
+            return error.code, {}
+
+    command = [
+        "mlflow",
+        "models",
+        "serve",
+        "-m",
+        f"models:/{NAME}@champion",
+        "--env-manager",
+        "local",
+        "--port",
+        str(port),
+    ]
+    with finished.started(
+        *command, "--port", str(port), MLFLOW_TRACKING_URI=f"sqlite:///{finished.path / 'mlflow.db'}"
+    ):
+        wait_until(lambda: answers(f"http://127.0.0.1:{port}/ping"))
+        status, answer = post(images.tolist())
+        assert status == 200
+        predictions = answer["predictions"]
+        logits = predictions["logits"] if isinstance(predictions, dict) else predictions
+        np.testing.assert_allclose(np.array(logits), expected, rtol=1e-5, atol=1e-5)
+        assert post(images[:, :, :20].tolist())[0] == 400
+
+
+def test_a_server_that_goes_away_and_comes_back_gets_every_point_once(project: Project, tmp_path: Path) -> None:
+    project.link_data()
+    project.edit({"train.epochs": 12})
+    port, store = free_port(), tmp_path / "server"
+    uri = f"http://127.0.0.1:{port}"
+    with mlflow_server(project, store, port):
+        log = tmp_path / "train.log"
+        with log.open("w") as stream:
+            training = subprocess.Popen(
+                ["python", "stages/train.py"], cwd=project.path, env=project.env | {"MLFLOW_TRACKING_URI": uri},
+                stdout=stream, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        wait_until(lambda: bool(project.runs(uri)) and "loss/test" in project.runs(uri)[0].data.metrics)
+    wait_until(lambda: "MLflow is behind" in log.read_text())
+    assert training.poll() is None, "training stopped with the server"
+    with mlflow_server(project, store, port):
+        assert training.wait(timeout=200) == 0
+        for stage in ("kernel_check", "evaluate", "export", "register"):
+            project.stage(stage, MLFLOW_TRACKING_URI=uri)
+        (run,) = project.runs(uri)
+        assert run.info.status == "FINISHED"
+        for curve in ("loss/train", "accuracy/validation", "gap/loss", "learning_rate"):
+            assert project.steps(run, curve, uri) == list(range(1, 13))
+    assert log.read_text().count("MLflow is behind") == 1
+
+
+def test_register_gives_up_soon_on_a_dead_server_and_is_all_that_runs_later(pipeline_copy: Project) -> None:
+    pipeline_copy.edit({"train.epochs": 1})
+    dead = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{free_port()}"}
+    done = pipeline_copy.run("dvc", "repro", check=False, **dead)
+    assert done.returncode != 0
+    assert "cannot be reached" in done.stderr
+    start = time.monotonic()
+    assert "start that server" in refusal(pipeline_copy, **dead)
+    assert time.monotonic() - start < 15
+    assert pipeline_copy.repro() == ["register"]
+    assert pipeline_copy.steps(pipeline_copy.runs()[-1], "loss/test") == [1]
+
+
+@contextmanager
+def unauthorized() -> Iterator[str]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(401)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_POST = do_GET  # noqa: N815 - the name http.server looks for
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=httpd.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{httpd.server_port}"
+    httpd.shutdown()
+    thread.join()
+    httpd.server_close()
+
+
+def test_a_store_that_cannot_be_used_is_one_clear_message(pipeline_copy: Project, tmp_path: Path) -> None:
+    assert "must begin with http" in refusal(pipeline_copy, MLFLOW_TRACKING_URI="gopher://127.0.0.1/")
+    with unauthorized() as uri:
+        assert "MLFLOW_TRACKING_USERNAME" in refusal(pipeline_copy, MLFLOW_TRACKING_URI=uri)
+    newer = tmp_path / "newer.db"
+    shutil.copy(pipeline_copy.path / "mlflow.db", newer)
+    with sqlite3.connect(newer) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = 'from_the_future'")
+    connection.close()
+    assert "another MLflow version" in refusal(pipeline_copy, MLFLOW_TRACKING_URI=f"sqlite:///{newer}")
+
+
+def test_what_was_deleted_in_the_ui_is_explained_or_made_again(pipeline_copy: Project) -> None:
+    client = pipeline_copy.mlflow()
+    client.delete_registered_model(NAME)
+    pipeline_copy.stage("register")
+    assert client.get_model_version_by_alias(NAME, "champion").version == "1"
+    client.delete_experiment(client.get_experiment_by_name(NAME).experiment_id)
+    assert "mlflow experiments restore" in refusal(pipeline_copy)
+
+
+def test_variables_a_person_has_set_win(pipeline_copy: Project, tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'own.db'}"
+    pipeline_copy.stage("register", MLFLOW_TRACKING_URI=uri, MLFLOW_EXPERIMENT_NAME="mine")
+    assert pipeline_copy.mlflow(uri).get_experiment_by_name("mine") is not None
+    assert len(pipeline_copy.runs()) == 1
+
+
+def test_a_recorded_result_is_reproduced_byte_for_byte(pipeline_copy: Project) -> None:
+    done = pipeline_copy.run("python", "-m", "lenet5.reproduce", f"models:/{NAME}@champion")
+    assert "weights: identical, byte for byte" in done.stdout
+    assert "final/test_accuracy" in done.stdout
+    assert len(pipeline_copy.runs()) == 1
+    folder = done.stdout.split("restored in ")[1].split()[0]
+    pipeline_copy.run("git", "worktree", "remove", "--force", folder)
+    unknown = pipeline_copy.run("python", "-m", "lenet5.reproduce", "0" * 32, check=False)
+    assert unknown.returncode == 1
+    assert "not found" in unknown.stderr
