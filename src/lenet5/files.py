@@ -29,6 +29,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         beside.chmod(0o666 & ~_umask())
         beside.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk does not say for which file
+        raise
     finally:
         beside.unlink(missing_ok=True)
 

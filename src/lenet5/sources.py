@@ -105,7 +105,10 @@ def _unpack(packed: bytes, name: str) -> bytes:
 
 def _session() -> requests.Session:
     session = requests.Session()
-    retry = Retry(total=2, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504), raise_on_status=False)
+    # A server that stays silent once is not asked again: there are other sources.
+    retry = Retry(
+        total=2, read=False, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504), raise_on_status=False
+    )
     for scheme in ("http://", "https://"):
         session.mount(scheme, HTTPAdapter(max_retries=retry))
     return session

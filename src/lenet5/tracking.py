@@ -5,6 +5,7 @@ name: the tag ``result`` identifies a finished one, ``training`` one whose train
 """
 
 import json
+import logging
 import os
 import tempfile
 import time
@@ -171,6 +172,9 @@ def connect(params: Params) -> Store:
 
     Raises UserError where it cannot be reached or used.
     """
+    # What a person can mend is said in one line, not in the log of a library and a library's library.
+    for library in ("mlflow", "alembic", "sqlalchemy"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     # A person at a terminal waits for this: MLflow's own defaults retry a dead server for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")

@@ -1,0 +1,70 @@
+import errno
+import os
+
+import pytest
+
+from lenet5.errors import UserError, one_line_errors
+
+
+def end(capsys: pytest.CaptureFixture[str], error: BaseException) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as ended, one_line_errors("train"):
+        raise error
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.endswith("\n")
+    (line,) = output.err.splitlines()
+    assert isinstance(ended.value.code, int)
+    return ended.value.code, line
+
+
+def test_a_mistake_is_told_in_one_line_with_status_1(capsys: pytest.CaptureFixture[str]) -> None:
+    assert end(capsys, UserError("train.lr: 0 is not allowed")) == (1, "train: train.lr: 0 is not allowed")
+
+
+def test_a_mistake_of_several_lines_is_told_in_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert end(capsys, UserError("one\n  two\r\nthree\u2028four\n")) == (1, "train: one two three four")
+
+
+def test_ctrl_c_ends_with_the_status_shells_expect(capsys: pytest.CaptureFixture[str]) -> None:
+    status, line = end(capsys, KeyboardInterrupt())
+    assert status == 130
+    assert line.startswith("train: interrupted")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS])
+def test_a_full_or_locked_disk_is_told_in_one_line_with_the_file(
+    capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    status, line = end(capsys, OSError(number, os.strerror(number), "models/lenet5.pth"))
+    assert status == 1
+    assert line.startswith(f"train: {os.strerror(number)} (models/lenet5.pth); ")
+
+
+def test_a_full_disk_is_told_even_where_the_file_is_unknown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert end(capsys, OSError(errno.ENOSPC, "No space left on device"))[1].startswith(
+        "train: No space left on device;"
+    )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("a bug"),
+        ValueError("a bug"),
+        FileNotFoundError(errno.ENOENT, "gone"),
+        OSError("odd"),
+        SystemExit(3),
+    ],
+    ids=repr,
+)
+def test_anything_else_keeps_its_traceback(capsys: pytest.CaptureFixture[str], error: BaseException) -> None:
+    with pytest.raises(type(error)) as raised, one_line_errors("train"):
+        raise error
+    assert raised.value is error
+    assert capsys.readouterr().err == ""
+
+
+def test_what_goes_well_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with one_line_errors("train"):
+        pass
+    assert capsys.readouterr() == ("", "")
