@@ -46,6 +46,8 @@ def main(params: Params) -> None:
         HistoryFile(HISTORY, training.rows) as history,
         EpochDisplay(console, params.train.epochs, len(splits.train)) as display,
     ):
+        for row in training.rows:  # of an earlier process, which may have ended before it sent them
+            stream.send(epoch_points(row, None))
         for row in training.epochs():
             history.append(row)
             stream.send(epoch_points(row, display.show(row)))

@@ -50,10 +50,10 @@ def learning_rates(params: TrainParams, steps: int) -> list[float]:
     if params.schedule == "cosine":
         return [params.lr * _anneal(1, 0, step / steps) for step in range(steps)]
     if params.schedule == "onecycle":
-        peak = max(1, round(ONECYCLE_WARMUP * steps))
-        up = [params.lr * _anneal(ONECYCLE_START, 1, step / peak) for step in range(peak)]
-        rest = max(1, steps - peak - 1)
-        return up + [params.lr * _anneal(1, ONECYCLE_END, step / rest) for step in range(steps - peak)]
+        peak, last = ONECYCLE_WARMUP * steps - 1, steps - 1
+        up = [_anneal(ONECYCLE_START, 1, step / peak) for step in range(steps) if step <= peak]
+        down = [_anneal(1, ONECYCLE_END, (step - peak) / (last - peak)) for step in range(len(up), steps)]
+        return [params.lr * factor for factor in up + down]
     return [params.lr] * steps
 
 

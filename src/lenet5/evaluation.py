@@ -71,7 +71,7 @@ def split_figures(logits: Tensor, labels: Tensor, confidence: float) -> dict[str
 
     losses = F.cross_entropy(logits.double(), labels, reduction="none")
     correct = int((logits.argmax(1) == labels).sum())
-    margin = norm.ppf((1 + confidence) / 2) * losses.std().item() / len(labels) ** 0.5
+    margin = norm.ppf((1 + confidence) / 2) * losses.std(correction=min(1, len(labels) - 1)).item() / len(labels) ** 0.5
     interval = binomtest(correct, len(labels)).proportion_ci(confidence, method="wilson")
     return {
         "loss": losses.mean().item(),

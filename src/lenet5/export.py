@@ -27,9 +27,12 @@ def to_program(model: LeNet5) -> torch.export.ExportedProgram:
     """The model as a ``torch.export`` program with a free batch dimension: what a pickled module was for, safely."""
     example = torch.zeros(2, 1, IMAGE_SIZE, IMAGE_SIZE)
     batch = {0: torch.export.Dim("batch")}
-    return torch.export.export(
+    program = torch.export.export(
         model.eval().to(memory_format=torch.contiguous_format), (example,), dynamic_shapes=(batch,)
     )
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # would ship the folders of whoever exported, and differ between them
+    return program
 
 
 def program_bytes(program: torch.export.ExportedProgram) -> bytes:

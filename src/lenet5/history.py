@@ -71,4 +71,4 @@ class HistoryFile:
 
 def read_history(path: Path) -> pd.DataFrame:
     """The history as a table, NaN where there were no validation images."""
-    return pd.read_csv(path, float_precision="round_trip")
+    return pd.read_csv(path)

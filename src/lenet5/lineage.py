@@ -6,12 +6,13 @@ import platform
 import subprocess
 from dataclasses import dataclass
 from importlib.metadata import version
-from urllib.parse import urlsplit, urlunsplit
 
 from lenet5.fashion_mnist import SHA256
 from lenet5.files import digest
 from lenet5.workspace import PARAMS_FILE
 
+# `git apply` must be able to read it, whatever the person's git is set to.
+_PLAIN = ("--no-ext-diff", "--no-color", "--binary", "--src-prefix=a/", "--dst-prefix=b/")
 _LIBRARIES = ("torch", "numpy", "onnx", "onnxruntime", "mlflow", "dvc")
 
 
@@ -33,18 +34,17 @@ def read_code() -> Code:
         commit=commit,
         branch=_git("rev-parse", "--abbrev-ref", "HEAD"),
         remote=without_credentials(_git("config", "--get", "remote.origin.url")),
-        diff=_git("diff", "--no-ext-diff", commit, "--", ".", ":(exclude)dvc.lock", ":(exclude)metrics")
-        if commit
-        else "",
+        diff=_git("diff", *_PLAIN, commit, "--", ".", ":(exclude)dvc.lock", ":(exclude)metrics") if commit else "",
     )
 
 
 def without_credentials(url: str) -> str:
-    """Take user and password out of ``https://user:token@host/path``; other forms hold none."""
-    parts = urlsplit(url)
-    if "@" not in parts.netloc or parts.scheme == "ssh":
-        return url
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    """Take user and password out of ``https://user:token@host/path``; of ssh the user stays, it is no secret."""
+    scheme, separator, rest = url.partition("://")
+    server, slash, path = rest.partition("/")
+    user, at, host = server.rpartition("@")
+    kept = f"{user.partition(':')[0]}@" if at and scheme == "ssh" else ""
+    return f"{scheme}{separator}{kept}{host}{slash}{path}" if separator else url
 
 
 def lineage_tags(code: Code) -> dict[str, str]:
@@ -86,4 +86,4 @@ def _git(*arguments: str) -> str:
         done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False, errors="replace")
     except FileNotFoundError:
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return done.stdout.removesuffix("\n") if done.returncode == 0 else ""

@@ -111,7 +111,7 @@ class RegisterParams(Section):
     """The MLflow record."""
 
     experiment: str = Field(min_length=1, pattern=r"\S", description="MLFLOW_EXPERIMENT_NAME, if set, wins.")
-    model_name: str = Field(min_length=1, pattern=r"^[^/:]*\S[^/:]*$", description="The registered model.")
+    model_name: str = Field(min_length=1, pattern=r"^[^/:']*[^/:'\s][^/:']*$", description="The registered model.")
     min_test_accuracy: Fraction = Field(description="A model below it never becomes champion.")
     max_accuracy_gap: Fraction = Field(description="Nor one whose accuracy falls further from training images.")
     alpha: float = Field(gt=0, lt=1, description="p-value at which a better model replaces the champion.")
@@ -158,7 +158,7 @@ def load_params(path: Path) -> Params:
         raise UserError(f"{path}: not valid YAML{place}: {error.problem}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {error}") from None
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, LookupError, AttributeError) as error:  # PyYAML lets all of them through
         raise UserError(f"{path}: a value cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: must hold the sections {', '.join(_keys(Params))}, not {_shown(content)}")
@@ -175,6 +175,8 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                continue  # a list or mapping, which PyYAML refuses as a key
             key = key_node.value
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
@@ -205,7 +207,8 @@ def _explain(details: ErrorDetails) -> str:
     """One mistake: the key, its value, what is allowed and, for an unknown key, the closest valid one."""
     where = ".".join(str(part) for part in details["loc"])
     if details["type"] == "extra_forbidden":
-        return f"{where}: unknown key (value {_shown(details['input'])}); {_suggestion(where)}"
+        *section, key = (str(part) for part in details["loc"])
+        return f"{where}: unknown key (value {_shown(details['input'])}); {_suggestion('.'.join(section), key)}"
     if details["type"] == "missing":
         return f"{where}: missing; put it back (git shows what it was: git diff params.yaml)"
     allowed = details["msg"].removeprefix("Value error, ")
@@ -214,8 +217,7 @@ def _explain(details: ErrorDetails) -> str:
     return f"{where}: {_shown(details['input'])} is not allowed: {allowed[0].lower()}{allowed[1:]}"
 
 
-def _suggestion(unknown: str) -> str:
-    section_name, _, key = unknown.rpartition(".")
+def _suggestion(section_name: str, key: str) -> str:
     sections = _sections(Params)
     siblings = _keys(sections[section_name])
     everywhere = {f"{name}.{key}".lstrip("."): key for name, section in sections.items() for key in _keys(section)}
@@ -223,12 +225,15 @@ def _suggestion(unknown: str) -> str:
         name for name, last in everywhere.items() if difflib.get_close_matches(key, [last], cutoff=0.8)
     ]
     prefix = f"{section_name}." if section_name and close and close[0] in siblings else ""
-    hint = f"did you mean {prefix}{close[0]}? " if close else ""
+    hint = f"did you mean {prefix}{' or '.join(close)}? " if close else ""
     return f"{hint}valid here: {', '.join(siblings)}"
 
 
 def _shown(value: object) -> str:
-    shown = repr(value)
+    try:
+        shown = repr(value)
+    except ValueError:  # more digits than Python converts to text
+        return "a number with thousands of digits"
     return shown if len(shown) <= 60 else f"{shown[:57]}..."
 
 

@@ -40,7 +40,7 @@ class Point(NamedTuple):
     timestamp: int
 
 
-def epoch_points(row: EpochRow, images_per_second: float) -> list[Point]:
+def epoch_points(row: EpochRow, images_per_second: float | None) -> list[Point]:
     """The points an epoch adds to the curves; its speed is no part of the history, it differs from run to run."""
     now = time.time_ns() // 1_000_000
     values = {name: getattr(row, column) for column, name in _CURVES.items()} | {SPEED: images_per_second}

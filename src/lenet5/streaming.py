@@ -10,6 +10,7 @@ from lenet5.record import Point
 _BATCH = 1000
 _EVERY_SECONDS = 1.0
 _AFTER_FAILURE_SECONDS = 5.0
+_KILLED_PATIENCE = 0.5
 
 
 class Run(Protocol):
@@ -40,6 +41,7 @@ class Stream:
         self._pending: list[Point] = []
         self._last_word: Callable[[Run], None] | None = None
         self._behind = False
+        self._connected = False
         self._thread = threading.Thread(target=self._deliver, daemon=True, name="tracking")
 
     def __enter__(self) -> "Stream":
@@ -50,8 +52,9 @@ class Stream:
         if error is not None:
             killed = not isinstance(error, Exception)
             reason = str(error) or type(error).__name__
-            # Who presses Ctrl-C does not want to wait.
-            self._end(lambda run: run.fail(reason, killed), min(self._patience, 1.0) if killed else self._patience)
+            # Who presses Ctrl-C does not want to wait, least of all for a store that does not answer.
+            patience = self._patience if not killed else _KILLED_PATIENCE if self._connected else 0.0
+            self._end(lambda run: run.fail(reason, killed), patience)
 
     def send(self, points: Sequence[Point]) -> None:
         """Queue ``points``; returns at once."""
@@ -75,12 +78,14 @@ class Stream:
             ending = self._last_word
             try:
                 run = run or self._open_run()
+                self._connected = True
                 self._drain(run)
                 if ending:
                     ending(run)
                     return
                 self._wake.wait(_EVERY_SECONDS)
             except Exception as error:  # whatever a store does wrong, training goes on
+                self._connected = False
                 self._report(error)
                 if ending:
                     return
@@ -91,13 +96,13 @@ class Stream:
             with self._lock:
                 batch = self._pending[:_BATCH]
             if not batch:
+                if self._behind:
+                    self._behind = False
+                    self._say("MLflow is back and has every point")
                 return
             run.log_points(batch)
             with self._lock:
                 del self._pending[: len(batch)]
-            if self._behind:
-                self._say("MLflow is back and has every point")
-                self._behind = False
 
     def _report(self, error: Exception) -> None:
         if not self._behind:

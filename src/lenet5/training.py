@@ -102,8 +102,9 @@ def _measure_epoch(model: LeNet5, splits: Splits, result: EpochResult, epoch: in
     measures = {name: measure(model, split) for name, split in splits.measured().items()}
     validation = measures.get("validation")
     gap = measures["train"].gap_to(validation or measures["test"])
-    if not math.isfinite(measures["train"].loss):
-        raise UserError(_diverged(measures["train"].loss, f"after epoch {epoch}", rate))
+    for one in measures.values():
+        if not math.isfinite(one.loss):
+            raise UserError(_diverged(one.loss, f"after epoch {epoch}", rate))
     return EpochRow(
         epoch=epoch,
         learning_rate=rate,

@@ -42,6 +42,7 @@ class Project:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(path / "src"),
             "FASHION_MNIST_DIR": str(data),
+            "OMP_NUM_THREADS": "1",  # the tests run on every core already
             "GIT_CONFIG_GLOBAL": os.devnull,
             "GIT_CONFIG_NOSYSTEM": "1",
         } | {

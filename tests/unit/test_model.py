@@ -132,7 +132,15 @@ def test_the_seed_alone_decides_the_weights(model_params: ModelParamsOf, c3: str
     assert not torch.equal(weights(3), weights(4))
 
 
-def test_dropout_works_while_training_only(model_params: ModelParamsOf) -> None:
-    model, x = LeNet5(model_params(dropout=0.5)), torch.rand(2, 1, 28, 28)
-    assert not torch.equal(model.train()(x), model(x))
-    assert torch.equal(model.eval()(x), model(x))
+def test_dropout_takes_outputs_of_c5_and_f6_and_only_while_training(model_params: ModelParamsOf) -> None:
+    model = LeNet5(model_params(dropout=0.5, activation="sigmoid"))
+    dropped: dict[str, float] = {}
+    for name in ("c3", "c5", "f6", "output"):
+        model.get_submodule(name).register_forward_pre_hook(
+            lambda _module, inputs, name=name: dropped.update({name: (inputs[0] == 0).float().mean().item()})
+        )
+    x = torch.rand(20, 1, 28, 28)
+    model.train()(x)
+    assert dropped == {"c3": 0, "c5": 0, "f6": pytest.approx(0.5, abs=0.1), "output": pytest.approx(0.5, abs=0.1)}
+    model.eval()(x)
+    assert not any(dropped.values())
