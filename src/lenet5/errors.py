@@ -7,6 +7,9 @@ from contextlib import contextmanager
 
 _PERSON_CAN_MEND = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
+INTERRUPTED = 130
+"""Exit status of a process that Ctrl-C ended, as shells have it."""
+
 
 class UserError(Exception):
     """A mistake a person can mend. Its text says what is wrong, where, and what to do, in one line."""
@@ -16,7 +19,7 @@ class UserError(Exception):
 def one_line_errors(command: str) -> Iterator[None]:
     """End the process with one line on stderr for what a person can mend; anything else keeps its traceback.
 
-    Exit status is 1 for a mistake and 130, as shells expect, for Ctrl-C.
+    Exit status is 1 for a mistake and INTERRUPTED for Ctrl-C.
     """
     try:
         yield
@@ -28,7 +31,7 @@ def one_line_errors(command: str) -> Iterator[None]:
         where = f" ({error.filename})" if error.filename else ""
         _fail(command, f"{error.strerror}{where}; nothing was half written: make room or access, then repeat", 1)
     except KeyboardInterrupt:
-        _fail(command, "interrupted; `dvc repro` starts this stage again", 130)
+        _fail(command, "interrupted; `dvc repro` takes it up again", INTERRUPTED)
 
 
 def _fail(command: str, message: str, status: int) -> None:

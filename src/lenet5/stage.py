@@ -1,10 +1,12 @@
 """What every stage script shares: its params, its errors, and its outs when it fails."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from lenet5.errors import one_line_errors
+from lenet5.errors import INTERRUPTED, one_line_errors
 from lenet5.params import Params, load_params
 from lenet5.workspace import PARAMS_FILE
 
@@ -24,9 +26,12 @@ def outs_survive_failure(name: str) -> Iterator[None]:
     """
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         if os.environ.get("DVC_STAGE") == name:
-            _check_out(name)
+            # In a process of its own: here, importing DVC would wait for mlflow, which a thread may be importing.
+            subprocess.run([sys.executable, "-m", "lenet5.stage", name], check=False)
+        if isinstance(error, SystemExit) and error.code == INTERRUPTED:
+            os._exit(INTERRUPTED)  # the same thread would hold up the interpreter's own way out for seconds
         raise
 
 
@@ -41,3 +46,7 @@ def _check_out(name: str) -> None:
                     out.checkout()
             except DvcException:  # never committed, or gone from the cache: there is nothing to bring back
                 continue
+
+
+if __name__ == "__main__":
+    _check_out(sys.argv[1])

@@ -62,8 +62,7 @@ class Zygote:
 
     def close(self) -> None:
         assert self._process.stdin
-        self._process.stdin.close()
-        self._process.wait()
+        self._process.communicate()
 
     def _ask(self, request: dict[str, Any]) -> Any:
         assert self._process.stdin
@@ -131,8 +130,8 @@ def test_every_killed_training_ends_byte_identical_in_one_run(
         for name in outs:
             (project.path / name).unlink(missing_ok=True)
         zygote.log(project).write_text("")
-        while killed_at_random(zygote, project, "train", dice.uniform(0.2, whole)):
-            kills += 1
+        kills += killed_at_random(zygote, project, "train", dice.uniform(0.2, whole))
+        assert zygote.run(project, "train") == 0
         if digests(project, *outs) == expected and not list((project.path / ".lenet5/checkpoints").iterdir()):
             identical += 1
         resumed += "going on after epoch" in zygote.log(project).read_text()
@@ -141,7 +140,7 @@ def test_every_killed_training_ends_byte_identical_in_one_run(
         assert project.steps(run, "loss/test") == [1, 2, 3, 4]
     report(f"{identical} of {KILLED_TRAININGS} trainings byte-identical after {kills} kills; {resumed} went on midway")
     assert identical == KILLED_TRAININGS
-    assert kills
+    assert kills > KILLED_TRAININGS / 2
     assert resumed
 
 
