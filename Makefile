@@ -6,7 +6,7 @@ READY := .venv/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test record ui lint schema lock
+.PHONY: help repro test soak record ui lint schema lock
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -14,9 +14,12 @@ help: ## this list
 repro: $(READY) ## run what changed of the whole pipeline: data, kernel check, training, evaluation, export, record
 	dvc repro
 
-test: $(READY) ## every test: the unit tests, then the real stages on the real data
+test: $(READY) ## the unit tests, then the real stages and tools on the real data; under ten minutes
 	python -m pytest tests/unit
-	python -m pytest -n 2 --dist loadfile tests/integration
+	python -m pytest -n 2 --dist loadfile -m "not soak" tests/integration
+
+soak: $(READY) ## the tests that take longer: kills, damaged files, experiments side by side, a result reproduced
+	python -m pytest -n 2 --dist loadfile -m soak tests/integration
 
 record: $(READY) ## bring the MLflow record of the outs in this folder back, whole
 	dvc repro --force --single-item register

@@ -28,6 +28,7 @@ from mlflow.entities import Run as MlflowRun
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.types import Schema, TensorSpec
 
 from lenet5.errors import UserError
@@ -96,6 +97,10 @@ class TrainingRun:
             for tag in _FAILURE_TAGS:
                 if tag in run.data.tags:
                     store.client.delete_tag(self.run_id, tag)
+        self._monitor: SystemMetricsMonitor | None = None
+        if params.register_.system_metrics:
+            self._monitor = SystemMetricsMonitor(self.run_id, resume_logging=bool(opened), tracking_uri=store.uri)
+            self._monitor.start()
 
     def log_points(self, points: Sequence[Point]) -> None:
         """Add points; MLflow keeps one of those that are equal in key, step, timestamp and value."""
@@ -104,6 +109,7 @@ class TrainingRun:
 
     def finish(self, training_digest: str) -> None:
         """Tag the run with what training produced; when an earlier run holds the very same, this one goes."""
+        self._stop_monitor()
         if any(run.info.run_id != self.run_id for run in self._store.runs(TRAINING, training_digest)):
             self._store.client.delete_run(self.run_id)
             return
@@ -111,9 +117,15 @@ class TrainingRun:
 
     def fail(self, reason: str, killed: bool) -> None:
         """Close the run as FAILED, or KILLED, with the reason as a tag and in its description."""
+        self._stop_monitor()
         for tag in _FAILURE_TAGS:
             self._store.client.set_tag(self.run_id, tag, f"Training did not end: {reason}")
         self._store.client.set_terminated(self.run_id, "KILLED" if killed else "FAILED")
+
+    def _stop_monitor(self) -> None:
+        if self._monitor:
+            self._monitor.finish()
+            self._monitor = None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,11 @@
 import csv
 import io
 
+import pytest
+
 from .conftest import Project, wait_until
+
+pytestmark = pytest.mark.soak
 
 
 def names_shown(project: Project) -> set[str]:

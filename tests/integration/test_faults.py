@@ -24,6 +24,8 @@ from lenet5.fashion_mnist import RAW_DIR, SHA256, is_verified
 
 from .conftest import Project
 
+pytestmark = pytest.mark.soak
+
 Report = Callable[[str], None]
 SEED = int(os.environ.get("FAULT_SEED", time.time()))
 KILLED_TRAININGS = 20

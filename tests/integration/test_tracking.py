@@ -91,8 +91,8 @@ def test_a_run_says_where_it_comes_from(finished: Project) -> None:
     assert artifacts == {"pipeline/params.yaml", "pipeline/dvc.yaml", "pipeline/dvc.lock"}
 
 
-def test_a_wiped_record_is_rebuilt_from_the_outs(pipeline_copy: Project) -> None:
-    (before,) = pipeline_copy.runs()
+def test_a_wiped_record_is_rebuilt_from_the_outs(pristine: Project, pipeline_copy: Project) -> None:
+    (before,) = pristine.runs()
     (pipeline_copy.path / "mlflow.db").unlink()
     shutil.rmtree(pipeline_copy.path / "mlruns")
     pipeline_copy.repro("--force", "--single-item", "register")  # make record
@@ -295,6 +295,12 @@ def test_what_was_deleted_in_the_ui_is_explained_or_made_again(pipeline_copy: Pr
     assert "mlflow experiments restore" in refusal(pipeline_copy)
 
 
+def test_system_metrics_are_logged_when_asked_for(pipeline_copy: Project) -> None:
+    pipeline_copy.edit({"register.system_metrics": True, "train.epochs": 8})
+    pipeline_copy.stage("train")
+    assert any(key.startswith("system/cpu") for key in pipeline_copy.runs()[-1].data.metrics)
+
+
 def test_variables_a_person_has_set_win(pipeline_copy: Project, tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'own.db'}"
     pipeline_copy.stage("register", MLFLOW_TRACKING_URI=uri, MLFLOW_EXPERIMENT_NAME="mine")
@@ -302,6 +308,7 @@ def test_variables_a_person_has_set_win(pipeline_copy: Project, tmp_path: Path) 
     assert len(pipeline_copy.runs()) == 1
 
 
+@pytest.mark.soak
 def test_a_recorded_result_is_reproduced_byte_for_byte(pipeline_copy: Project) -> None:
     done = pipeline_copy.run("python", "-m", "lenet5.reproduce", f"models:/{NAME}@champion")
     assert "weights: identical, byte for byte" in done.stdout
