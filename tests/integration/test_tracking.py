@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pandas as pd
+import pytest
 
 from .conftest import Project, wait_until
 
@@ -101,7 +102,7 @@ def test_a_wiped_record_is_rebuilt_from_the_outs(pristine: Project, pipeline_cop
     del before.data.metrics["speed/images_per_second"]  # the outs do not hold it
     assert run.data.metrics == before.data.metrics
     assert pipeline_copy.steps(run, "loss/validation") == [1, 2]
-    assert pipeline_copy.mlflow().get_model_version_by_alias(NAME, "champion").version == "1"
+    assert pipeline_copy.mlflow().get_model_version_by_alias(NAME, "champion").version == 1
 
 
 def test_another_machine_pulls_runs_nothing_and_rebuilds_the_record(pipeline_copy: Project, tmp_path: Path) -> None:
@@ -117,6 +118,7 @@ def test_another_machine_pulls_runs_nothing_and_rebuilds_the_record(pipeline_cop
     assert clone.steps(run, "loss/test") == [1, 2]
 
 
+@pytest.mark.soak
 def test_two_registrations_at_once_leave_one_run_and_one_version(pipeline_copy: Project) -> None:
     (pipeline_copy.path / "mlflow.db").unlink()  # so they create the store at once, too
     shutil.rmtree(pipeline_copy.path / "mlruns")
@@ -146,19 +148,20 @@ def as_if_trained(project: Project, right: int) -> None:
     (project.path / "metrics/evaluation.json").write_text(json.dumps(evaluation))
 
 
+@pytest.mark.soak
 def test_only_evidence_makes_a_new_champion(pipeline_copy: Project) -> None:
-    def registered(right: int) -> tuple[str, dict[str, str]]:
+    def registered(right: int) -> tuple[str, dict[str, int]]:
         as_if_trained(pipeline_copy, right)
         pipeline_copy.stage("register")
         entry = pipeline_copy.json("registration")
         return entry["alias"], pipeline_copy.mlflow().get_registered_model(NAME).aliases
 
-    assert registered(9000) == ("champion", {"champion": "2"})
-    assert registered(9000) == ("champion", {"champion": "2"})  # the same again: decided once
-    assert registered(9001) == ("challenger", {"champion": "2", "challenger": "3"})  # better, by luck perhaps
-    assert registered(8500) == ("challenger", {"champion": "2", "challenger": "4"})  # worse
-    assert registered(100) == ("rejected", {"champion": "2", "challenger": "4"})  # below the limit
-    assert registered(9100) == ("champion", {"champion": "6", "challenger": "4"})
+    assert registered(9000) == ("champion", {"champion": 2})
+    assert registered(9000) == ("champion", {"champion": 2})  # the same again: decided once
+    assert registered(9001) == ("challenger", {"champion": 2, "challenger": 3})  # better, by luck perhaps
+    assert registered(8500) == ("challenger", {"champion": 2, "challenger": 4})  # worse
+    assert registered(100) == ("rejected", {"champion": 2, "challenger": 4})  # below the limit
+    assert registered(9100) == ("champion", {"champion": 6, "challenger": 4})
     version = pipeline_copy.mlflow().get_model_version_by_alias(NAME, "champion")
     assert version.tags["decision.candidate_only"] == "100"
     assert version.tags["decision.champion_only"] == "0"
@@ -168,7 +171,7 @@ def test_only_evidence_makes_a_new_champion(pipeline_copy: Project) -> None:
     folder = Path(run.info.artifact_uri.removeprefix("file://"))
     (folder / "plots/predictions.csv").unlink()
     alias, aliases = registered(9500)
-    assert (alias, aliases["champion"]) == ("challenger", "6")
+    assert (alias, aliases["champion"]) == ("challenger", 6)
     assert "are gone from run" in pipeline_copy.json("registration")["reason"]
 
 
@@ -213,6 +216,7 @@ def test_the_champion_is_served_with_the_logits_onnxruntime_gives(finished: Proj
         assert post(images[:, :, :20].tolist())[0] == 400
 
 
+@pytest.mark.soak
 def test_a_server_that_goes_away_and_comes_back_gets_every_point_once(project: Project, tmp_path: Path) -> None:
     project.link_data()
     project.edit({"train.epochs": 12})
@@ -239,6 +243,7 @@ def test_a_server_that_goes_away_and_comes_back_gets_every_point_once(project: P
     assert log.read_text().count("MLflow is behind") == 1
 
 
+@pytest.mark.soak
 def test_register_gives_up_soon_on_a_dead_server_and_is_all_that_runs_later(pipeline_copy: Project) -> None:
     pipeline_copy.edit({"train.epochs": 1})
     dead = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{free_port()}"}
@@ -290,11 +295,12 @@ def test_what_was_deleted_in_the_ui_is_explained_or_made_again(pipeline_copy: Pr
     client = pipeline_copy.mlflow()
     client.delete_registered_model(NAME)
     pipeline_copy.stage("register")
-    assert client.get_model_version_by_alias(NAME, "champion").version == "1"
+    assert client.get_model_version_by_alias(NAME, "champion").version == 1
     client.delete_experiment(client.get_experiment_by_name(NAME).experiment_id)
     assert "mlflow experiments restore" in refusal(pipeline_copy)
 
 
+@pytest.mark.soak
 def test_system_metrics_are_logged_when_asked_for(pipeline_copy: Project) -> None:
     pipeline_copy.edit({"register.system_metrics": True, "train.epochs": 8})
     pipeline_copy.stage("train")
