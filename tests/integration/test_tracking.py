@@ -219,7 +219,7 @@ def test_the_champion_is_served_with_the_logits_onnxruntime_gives(finished: Proj
 @pytest.mark.soak
 def test_a_server_that_goes_away_and_comes_back_gets_every_point_once(project: Project, tmp_path: Path) -> None:
     project.link_data()
-    project.edit({"train.epochs": 12})
+    project.shrink({"train.epochs": 60})
     port, store = free_port(), tmp_path / "server"
     uri = f"http://127.0.0.1:{port}"
     with mlflow_server(project, store, port):
@@ -239,13 +239,13 @@ def test_a_server_that_goes_away_and_comes_back_gets_every_point_once(project: P
         (run,) = project.runs(uri)
         assert run.info.status == "FINISHED"
         for curve in ("loss/train", "accuracy/validation", "gap/loss", "learning_rate"):
-            assert project.steps(run, curve, uri) == list(range(1, 13))
+            assert project.steps(run, curve, uri) == list(range(1, 61))
     assert log.read_text().count("MLflow is behind") == 1
 
 
 @pytest.mark.soak
 def test_register_gives_up_soon_on_a_dead_server_and_is_all_that_runs_later(pipeline_copy: Project) -> None:
-    pipeline_copy.edit({"train.epochs": 1})
+    pipeline_copy.shrink({"train.epochs": 1})
     dead = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{free_port()}"}
     done = pipeline_copy.run("dvc", "repro", check=False, **dead)
     assert done.returncode != 0
@@ -302,7 +302,7 @@ def test_what_was_deleted_in_the_ui_is_explained_or_made_again(pipeline_copy: Pr
 
 @pytest.mark.soak
 def test_system_metrics_are_logged_when_asked_for(pipeline_copy: Project) -> None:
-    pipeline_copy.edit({"register.system_metrics": True, "train.epochs": 8})
+    pipeline_copy.shrink({"register.system_metrics": True, "train.epochs": 60})
     pipeline_copy.stage("train")
     assert any(key.startswith("system/cpu") for key in pipeline_copy.runs()[-1].data.metrics)
 
