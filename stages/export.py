@@ -43,7 +43,7 @@ def main(params: Params) -> None:
     write_json(EXPORT, {"parity": parity, "operators": nodes, **digests})
     print(f"{ONNX}: {', '.join(nodes)}")
     for name, difference in parity.items():
-        print(f"{name}: every predicted class is PyTorch's, and every logit within {difference:.1e}")
+        print(f"{name}: every logit within {difference:.1e} of PyTorch's")
 
 
 if __name__ == "__main__":

@@ -88,18 +88,17 @@ def check_parity(
 ) -> float:
     """Compare ``run`` with ``expected`` (n, 10) on all of ``images`` (n, 28, 28), once for each size of ``batches``.
 
-    Returns the largest difference of a logit. Raises UserError where one exceeds ``tolerance`` or a predicted class
-    differs.
+    Returns the largest difference of a logit. Raises UserError where it exceeds ``tolerance``; within it, a predicted
+    class can differ only where the two largest logits are no further apart than twice the tolerance.
     """
     largest = 0.0
     for batch in batches:
         actual = np.concatenate([run(to_float(part)) for part in images.split(batch)])
         difference = float(np.abs(expected - actual).max())
-        classes = int((expected.argmax(1) != actual.argmax(1)).sum())
-        if not difference <= tolerance or classes:
+        if not difference <= tolerance:
             raise UserError(
                 f"{name} disagrees with PyTorch in batches of {batch}: a logit differs by {difference:.2e} "
-                f"(export.tolerance {tolerance:g}), {classes} of {len(images)} predicted classes differ"
+                f"(export.tolerance {tolerance:g})"
             )
         largest = max(largest, difference)
     return largest

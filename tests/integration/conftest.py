@@ -128,6 +128,15 @@ class Project:
         shutil.copytree(self.path, path, symlinks=True)
         return Project(path, Path(self.env["FASHION_MNIST_DIR"]))
 
+    def queue(self) -> list[str]:
+        """The state of each queued experiment, from the table that ends with an empty line."""
+        table, _, _ = self.run("dvc", "queue", "status").stdout.partition("\n\n")
+        return [line.split()[-1] for line in table.splitlines()[1:]]
+
+    def wait_for_queue(self, count: int) -> None:
+        wait_until(lambda: not {"Queued", "Running"} & set(self.queue()), seconds=400)
+        assert self.queue() == ["Success"] * count
+
     def mlflow(self, uri: str | None = None) -> MlflowClient:
         return MlflowClient(uri or f"sqlite:///{self.path / 'mlflow.db'}")
 

@@ -5,7 +5,6 @@ import hashlib
 import http.server
 import resource
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import torch
 from lenet5.fashion_mnist import RAW_DIR, SHA256, is_verified
 
 from .conftest import Project
+from .servers import answer, http_server
 
 Respond = Callable[[http.server.BaseHTTPRequestHandler, bytes], None]
 
@@ -140,31 +140,11 @@ def test_a_full_disk_leaves_the_old_outs_or_none(pipeline_copy: Project, stage: 
 
 
 @contextmanager
-def server(respond: Respond, data: Path) -> Iterator[str]:
-    """A real HTTP server on loopback; ``respond`` gets each request with the right answer's bytes."""
+def source(respond: Respond, data: Path) -> Iterator[str]:
+    """A web server with the four files; ``respond`` gets each request with the right answer's bytes."""
     packed = {f"/{name}.gz": gzip.compress((data / name).read_bytes(), compresslevel=1) for name in SHA256}
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            respond(self, packed[self.path])
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=httpd.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{httpd.server_port}"
-    httpd.shutdown()
-    thread.join()
-    httpd.server_close()
-
-
-def answer(handler: http.server.BaseHTTPRequestHandler, status: int, body: bytes, length: int | None = None) -> None:
-    handler.send_response(status)
-    handler.send_header("Content-Length", str(len(body) if length is None else length))
-    handler.end_headers()
-    handler.wfile.write(body)
+    with http_server(lambda handler: respond(handler, packed[handler.path])) as url:
+        yield url
 
 
 def right(handler: http.server.BaseHTTPRequestHandler, body: bytes) -> None:
@@ -221,7 +201,7 @@ def without_own_copy(project: Project) -> Project:
 def test_a_bad_source_is_refused_and_the_next_one_tried(
     project: Project, data: Path, respond: Respond, reason: str
 ) -> None:
-    with server(respond, data) as bad, server(right, data) as good:
+    with source(respond, data) as bad, source(right, data) as good:
         project.edit({"download.sources": [bad, good], "download.timeout": 1 if respond is silent else 30})
         shown = without_own_copy(project).stage("download").stdout
     assert f"{bad}: " in shown
@@ -231,7 +211,7 @@ def test_a_bad_source_is_refused_and_the_next_one_tried(
 
 
 def test_no_reachable_source_names_each_reason_and_the_way_by_hand(project: Project, data: Path) -> None:
-    with server(missing, data) as bad:
+    with source(missing, data) as bad:
         project.edit({"download.sources": ["http://127.0.0.1:9/", bad, "debian"], "download.local_dir": "nowhere"})
         project.env["PATH"] = str(Path(project.run("which", "python").stdout).parent)  # without apt-get
         line = one_line(without_own_copy(project).stage("download", check=False), "download")
@@ -255,7 +235,7 @@ def test_files_that_are_right_are_not_fetched_again(project: Project, data: Path
 
     project.link_data()
     (project.path / RAW_DIR / "t10k-labels-idx1-ubyte").write_bytes(b"damaged")
-    with server(counting, data) as url:
+    with source(counting, data) as url:
         project.edit({"download.sources": [url]})
         without_own_copy(project).stage("download")
     assert asked == ["/t10k-labels-idx1-ubyte.gz"]

@@ -2,12 +2,15 @@
 
 import csv
 import io
+from collections.abc import Callable
 
 import pytest
 
-from .conftest import Project, wait_until
+from .conftest import Project
 
 pytestmark = pytest.mark.soak
+
+Report = Callable[[str], None]
 
 
 def names_shown(project: Project) -> set[str]:
@@ -15,31 +18,41 @@ def names_shown(project: Project) -> set[str]:
     return {row["Experiment"] for row in table if row["Experiment"]}
 
 
-def states(project: Project) -> set[str]:
-    lines = project.run("dvc", "queue", "status").stdout.splitlines()
-    return {
-        line.split()[-1] for line in lines if line[:7].strip().isalnum() and "Created" not in line and line[0] != " "
-    }
-
-
 def test_queued_experiments_are_whole_runs_named_as_dvc_names_them(project: Project) -> None:
-    project.edit({"train.epochs": 1})
     project.repro("download", "kernel_check")
     project.commit()
-    project.run("dvc", "exp", "run", "--queue", "-S", "train.seed=1,2,3,4")
+    project.run("dvc", "exp", "run", "--queue", "-S", "train.seed=1,2,3,4", "-S", "train.epochs=2")
     project.run("dvc", "queue", "start", "--jobs", "2")
-    wait_until(lambda: not {"Queued", "Running"} & states(project), seconds=280)
-    assert states(project) == {"Success"}
+    project.wait_for_queue(4)
     runs = project.runs()
-    assert {run.info.status for run in runs} == {"FINISHED"}
-    assert {run.data.params["train.seed"] for run in runs} == {"1", "2", "3", "4"}
     assert {run.info.run_name for run in runs} == names_shown(project)
-    assert len(runs) == 4
+    assert [run.info.status for run in runs] == ["FINISHED"] * 4
+    assert {run.data.params["train.seed"] for run in runs} == {"1", "2", "3", "4"}
     for run in runs:
-        assert project.steps(run, "loss/test") == [1]
+        assert project.steps(run, "loss/test") == [1, 2]
         assert run.data.tags["dvc.baseline"] == run.data.tags["mlflow.source.git.commit"]
     champion = project.mlflow().get_model_version_by_alias("lenet5-fashionmnist", "champion")
     assert champion.run_id in {run.info.run_id for run in runs}
+
+
+def test_eight_experiments_over_four_workers_beside_a_repro(project: Project, report: Report) -> None:
+    project.shrink({})
+    project.repro("download", "kernel_check")
+    project.commit()
+    project.run("dvc", "exp", "run", "--queue", "-S", "train.seed=1,2,3,4,5,6,7,8")
+    project.run("dvc", "queue", "start", "--jobs", "4")
+    assert "register" in project.repro()  # the first two create the store at the same time
+    project.wait_for_queue(8)
+    runs = project.runs()
+    assert {run.data.params["train.seed"] for run in runs} == {str(seed) for seed in range(9)}
+    whole = [
+        run.info.status == "FINISHED" and project.steps(run, "loss/test") == [1, 2] and "result" in run.data.tags
+        for run in runs
+    ]
+    assert whole == [True] * 9
+    versions = project.mlflow().search_model_versions("name = 'lenet5-fashionmnist'")
+    assert {version.run_id for version in versions} == {run.info.run_id for run in runs}
+    report("8 experiments over 4 workers, and a dvc repro beside them: 9 whole runs of 9, 9 versions")
 
 
 def test_an_experiment_in_a_temporary_folder_records_in_the_main_workspace(project: Project) -> None:

@@ -28,7 +28,8 @@ pytestmark = pytest.mark.soak
 
 Report = Callable[[str], None]
 SEED = int(os.environ.get("FAULT_SEED", time.time()))
-KILLED_TRAININGS = 20
+KILLS = 20
+EPOCHS = 6
 TRACEBACK = "Traceback (most recent call last)"
 
 
@@ -94,6 +95,11 @@ def digests(project: Project, *names: str) -> list[str]:
     return [hashlib.sha256((project.path / name).read_bytes()).hexdigest() for name in names]
 
 
+def save_every_epoch(project: Project) -> None:
+    file = project.path / "src/lenet5/checkpoint.py"
+    file.write_text(re.sub(r"^EVERY_SECONDS = .*$", "EVERY_SECONDS = 0.0", file.read_text(), flags=re.M))
+
+
 def killed_at_random(zygote: Zygote, project: Project, stage: str, seconds: float) -> bool:
     """Run a stage and SIGKILL it after ``seconds``; whether it was still running."""
     pid = zygote.start(project, stage)
@@ -106,34 +112,33 @@ def test_every_killed_training_ends_byte_identical_in_one_run(
     pristine: Project, tmp_path: Path, zygote: Zygote, dice: random.Random, report: Report
 ) -> None:
     project = pristine.copy(tmp_path / "project")
-    project.shrink({"train.epochs": 4, "model.dropout": 0.2})
-    checkpoint = project.path / "src/lenet5/checkpoint.py"
-    checkpoint.write_text(re.sub(r"^EVERY_SECONDS = .*$", "EVERY_SECONDS = 0.0", checkpoint.read_text(), flags=re.M))
+    project.shrink({"train.epochs": EPOCHS, "model.dropout": 0.2})
+    save_every_epoch(project)
     zygote.run(project, "train")
     start = time.monotonic()
     assert zygote.run(project, "train") == 0
     whole = time.monotonic() - start
     outs = ("models/lenet5.pth", "plots/history.csv", "metrics/training.json")
     expected = digests(project, *outs)
-    identical, kills, resumed = 0, 0, 0
-    for _ in range(KILLED_TRAININGS):
+    trainings, kills, resumed = 0, 0, 0
+    while kills < KILLS:
+        assert trainings < 2 * KILLS, "training ends before it can be killed"
+        trainings += 1
         for run in project.runs():
             project.mlflow().delete_run(run.info.run_id)
         for name in outs:
             (project.path / name).unlink(missing_ok=True)
         zygote.log(project).write_text("")
-        kills += killed_at_random(zygote, project, "train", dice.uniform(0.2, whole))
+        kills += killed_at_random(zygote, project, "train", dice.uniform(0.1, whole))
         assert zygote.run(project, "train") == 0
-        if digests(project, *outs) == expected and not list((project.path / ".lenet5/checkpoints").iterdir()):
-            identical += 1
         resumed += "going on after epoch" in zygote.log(project).read_text()
+        assert digests(project, *outs) == expected
+        assert not list((project.path / ".lenet5/checkpoints").iterdir())
         assert TRACEBACK not in zygote.log(project).read_text()
         (run,) = [run for run in project.runs() if "training" in run.data.tags]
-        assert project.steps(run, "loss/test") == [1, 2, 3, 4]
-    report(f"{identical} of {KILLED_TRAININGS} trainings byte-identical after {kills} kills; {resumed} went on midway")
-    assert identical == KILLED_TRAININGS
-    assert kills > KILLED_TRAININGS / 2
-    assert resumed
+        assert project.steps(run, "loss/test") == list(range(1, EPOCHS + 1))
+    report(f"{kills} killed trainings of {kills} ended byte-identical, in one run each; {resumed} went on midway")
+    assert resumed > KILLS / 4
 
 
 @pytest.mark.parametrize("stage", ["download", "export", "evaluate", "register"])
@@ -170,6 +175,103 @@ def test_ctrl_c_ends_within_two_seconds_and_says_how_to_go_on(pristine: Project,
     assert "dvc repro" in rest
     assert TRACEBACK not in rest
     assert digests(project, "models/lenet5.pth") == digests(pristine, "models/lenet5.pth")
+
+
+def test_a_pipeline_killed_whole_goes_on_and_no_lock_of_the_dead_blocks_it(pristine: Project, tmp_path: Path) -> None:
+    project = pristine.copy(tmp_path / "project")
+    project.shrink({"train.epochs": 30, "train.lr": 0.001})
+    save_every_epoch(project)
+    with project.started("dvc", "repro") as process:
+        assert process.stdout
+        while "epoch 3/" not in process.stdout.readline():
+            pass
+        os.killpg(process.pid, signal.SIGKILL)
+    done = project.run("dvc", "repro")
+    assert "going on after epoch" in done.stdout
+    run = project.runs()[-1]
+    assert run.info.status == "FINISHED"
+    assert project.steps(run, "loss/test") == list(range(1, 31))
+
+
+def in_own_mounts(project: Project, script: str) -> subprocess.CompletedProcess[str]:
+    """Run a shell script that may mount what it likes: nobody else sees it."""
+    return project.run("unshare", "--map-root-user", "--mount", "sh", "-ec", script, check=False)
+
+
+@pytest.fixture(scope="module")
+def _mounts() -> None:
+    probe = subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"], check=False
+    )
+    if probe.returncode:
+        pytest.skip("this system lets nobody mount in a namespace of his own (unshare, from util-linux)")
+
+
+@pytest.mark.usefixtures("_mounts")
+@pytest.mark.parametrize("stage", ["train", "evaluate", "export"])
+def test_a_full_disk_is_one_line_and_the_old_outs_stay(
+    pristine: Project, tmp_path: Path, report: Report, stage: str
+) -> None:
+    project = pristine.copy(tmp_path / "project")
+    project.shrink({"train.epochs": 1})
+    folders = {"train": "models", "export": "models", "evaluate": "plots"}
+    done = in_own_mounts(
+        project,
+        f"""
+        cp -a {folders[stage]} kept
+        mount -t tmpfs -o size=$(($(du -sk kept | cut -f1) + 32))k none {folders[stage]}
+        cp -a kept/. {folders[stage]}
+        status=0
+        python stages/{stage}.py || status=$?
+        diff -r kept {folders[stage]} >&2
+        exit $status
+        """,
+    )
+    assert done.returncode == 1, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith(f"{stage}: ")]
+    assert "No space left on device" in line
+    assert "make room" in line
+    assert TRACEBACK not in done.stderr
+    assert "diff" not in done.stderr, "an out is not what it was"
+    report(f"{stage} on a full tmpfs: one line, old outs whole")
+
+
+@pytest.mark.usefixtures("_mounts")
+def test_a_read_only_folder_is_one_line_from_every_stage(pristine: Project, tmp_path: Path, report: Report) -> None:
+    project = pristine.copy(tmp_path / "project")
+    project.shrink({"train.epochs": 1})
+    read_only = "for folder in models metrics plots; do mount --bind -o ro $folder $folder; done"
+    for stage in ("kernel_check", "train", "evaluate", "export", "register"):
+        done = in_own_mounts(project, f"{read_only}; python stages/{stage}.py")
+        assert done.returncode == 1, done.stderr
+        (line,) = [line for line in done.stderr.splitlines() if line.startswith(f"{stage}: ")]
+        assert "Read-only file system" in line
+        assert TRACEBACK not in done.stderr
+    report("5 stages on read-only folders: one line each")
+
+
+def test_a_clock_that_goes_back_loses_no_point_and_doubles_none(
+    pristine: Project, tmp_path: Path, zygote: Zygote
+) -> None:
+    project = pristine.copy(tmp_path / "project")
+    project.shrink({"train.epochs": EPOCHS})
+    save_every_epoch(project)
+    (project.path / "stages/late.py").write_text(CLOCK_GOES_BACK)
+    pid = zygote.start(project, "late")
+    while "epoch 3/" not in zygote.log(project).read_text():
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    zygote.wait(pid)
+    assert zygote.run(project, "late") == 0
+    for stage in ("evaluate", "export", "register"):
+        assert zygote.run(project, stage) == 0
+    said = zygote.log(project).read_text()
+    assert "going on after epoch" in said
+    assert TRACEBACK not in said
+    (run,) = [run for run in project.runs() if run.data.tags["training"] != pristine.runs()[0].data.tags["training"]]
+    assert run.info.status == "FINISHED"
+    for curve in ("loss/test", "gap/accuracy", "learning_rate"):
+        assert project.steps(run, curve) == list(range(1, EPOCHS + 1))
 
 
 def garble_params(content: dict[str, Any], dice: random.Random) -> str:
@@ -278,6 +380,15 @@ def test_damaged_files_are_never_used(
         (project.path / path).write_bytes(whole)
     report("500 damaged data, weights, ONNX and checkpoint files: 0 used, 0 tracebacks")
 
+
+CLOCK_GOES_BACK = """
+import itertools, runpy, time
+
+steps = itertools.count()
+time.time_ns = lambda real=time.time_ns: real() - 60_000_000_000 * next(steps)
+time.time = lambda: time.time_ns() / 1e9
+runpy.run_path("stages/train.py", run_name="__main__")
+"""
 
 NOTHING = """
 from lenet5.stage import run_stage

@@ -1,20 +1,13 @@
 """The MLflow record, with real stores and servers, through what happens to records in real life."""
 
 import hashlib
-import http.server
 import json
-import os
 import shutil
-import signal
-import socket
 import sqlite3
 import subprocess
-import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -23,39 +16,9 @@ import pandas as pd
 import pytest
 
 from .conftest import Project, wait_until
+from .servers import answer, answers, free_port, http_server, mlflow_server
 
 NAME = "lenet5-fashionmnist"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=1) as response:  # noqa: S310 - our own server
-            return bool(response.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
-
-
-@contextmanager
-def mlflow_server(project: Project, folder: Path, port: int, backend: str | None = None) -> Iterator[str]:
-    """A real `mlflow server` on loopback, which keeps its store in ``folder`` from one start to the next."""
-    folder.mkdir(exist_ok=True)
-    command = [
-        "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-        "--backend-store-uri", backend or f"sqlite:///{folder / 'server.db'}",
-        "--artifacts-destination", str(folder / "artifacts"),
-    ]  # fmt: skip
-    with project.started(*command) as process:
-        wait_until(lambda: answers(f"http://127.0.0.1:{port}/health"))
-        yield f"http://127.0.0.1:{port}"
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def refusal(project: Project, **env: str) -> str:
@@ -103,19 +66,6 @@ def test_a_wiped_record_is_rebuilt_from_the_outs(pristine: Project, pipeline_cop
     assert run.data.metrics == before.data.metrics
     assert pipeline_copy.steps(run, "loss/validation") == [1, 2]
     assert pipeline_copy.mlflow().get_model_version_by_alias(NAME, "champion").version == 1
-
-
-def test_another_machine_pulls_runs_nothing_and_rebuilds_the_record(pipeline_copy: Project, tmp_path: Path) -> None:
-    pipeline_copy.run("dvc", "remote", "add", "--default", "shared", str(tmp_path / "remote"))
-    pipeline_copy.commit()
-    pipeline_copy.run("dvc", "push")
-    clone = pipeline_copy.clone(tmp_path / "clone")
-    clone.run("dvc", "pull")
-    assert clone.repro() == []
-    assert clone.runs() == []
-    clone.repro("--force", "--single-item", "register")
-    (run,) = clone.runs()
-    assert clone.steps(run, "loss/test") == [1, 2]
 
 
 @pytest.mark.soak
@@ -257,31 +207,9 @@ def test_register_gives_up_soon_on_a_dead_server_and_is_all_that_runs_later(pipe
     assert pipeline_copy.steps(pipeline_copy.runs()[-1], "loss/test") == [1]
 
 
-@contextmanager
-def unauthorized() -> Iterator[str]:
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(401)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        do_POST = do_GET  # noqa: N815 - the name http.server looks for
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=httpd.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{httpd.server_port}"
-    httpd.shutdown()
-    thread.join()
-    httpd.server_close()
-
-
 def test_a_store_that_cannot_be_used_is_one_clear_message(pipeline_copy: Project, tmp_path: Path) -> None:
     assert "must begin with http" in refusal(pipeline_copy, MLFLOW_TRACKING_URI="gopher://127.0.0.1/")
-    with unauthorized() as uri:
+    with http_server(lambda handler: answer(handler, 401, b"")) as uri:
         assert "MLFLOW_TRACKING_USERNAME" in refusal(pipeline_copy, MLFLOW_TRACKING_URI=uri)
     newer = tmp_path / "newer.db"
     shutil.copy(pipeline_copy.path / "mlflow.db", newer)
