@@ -73,8 +73,10 @@ def mlflow_server(project: Project, folder: Path, port: int, backend: str | None
         "--backend-store-uri", backend or f"sqlite:///{folder / 'server.db'}",
         "--artifacts-destination", str(folder / "artifacts"),
     ]  # fmt: skip
-    with project.started(*command) as process:
-        wait_until(lambda: answers(f"http://127.0.0.1:{port}/health"))
+    log = folder / "log"
+    with log.open("a") as output, project.started(*command, output=output) as process:
+        wait_until(lambda: answers(f"http://127.0.0.1:{port}/health") or process.poll() is not None)
+        assert process.poll() is None, log.read_text()
         yield f"http://127.0.0.1:{port}"
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -95,7 +97,7 @@ def postgresql(folder: Path) -> Iterator[str]:
     cluster, port = folder / "cluster", free_port()
 
     def run(program: str, *arguments: str) -> None:
-        command = [*as_user, str(Path(initdb).with_name(program)), *arguments]
+        command = [*as_user, str(Path(initdb).resolve().with_name(program)), *arguments]
         subprocess.run(command, cwd="/", check=True, stdout=subprocess.DEVNULL)
 
     run("initdb", "--pgdata", str(cluster), "--auth", "trust", "--username", "mlflow", "--no-sync")

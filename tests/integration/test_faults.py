@@ -11,9 +11,8 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ import yaml
 
 from lenet5.fashion_mnist import RAW_DIR, SHA256, is_verified
 
-from .conftest import Project
+from .conftest import Project, wait_until, zygote
 
 pytestmark = pytest.mark.soak
 
@@ -33,62 +32,10 @@ EPOCHS = 6
 TRACEBACK = "Traceback (most recent call last)"
 
 
-class Zygote:
-    """The fork server, and what a test wants of it."""
-
-    def __init__(self, project: Project) -> None:
-        environment = {name: value for name, value in project.env.items() if name != "PYTHONPATH"}
-        self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("zygote.py"))], env=environment,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        assert self._answer() == "ready"
-
-    def start(self, project: Project, stage: str, **env: str) -> int:
-        request = {
-            "cwd": str(project.path),
-            "script": f"stages/{stage}.py",
-            "env": env,
-            "output": str(self.log(project)),
-        }
-        return int(self._ask(request))
-
-    def wait(self, pid: int) -> int:
-        return int(self._ask({"wait": pid}))
-
-    def run(self, project: Project, stage: str, **env: str) -> int:
-        return self.wait(self.start(project, stage, **env))
-
-    @staticmethod
-    def log(project: Project) -> Path:
-        return project.path.parent / "stages.log"
-
-    def close(self) -> None:
-        assert self._process.stdin
-        self._process.communicate()
-
-    def _ask(self, request: dict[str, Any]) -> Any:
-        assert self._process.stdin
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> Any:
-        assert self._process.stdout
-        return json.loads(self._process.stdout.readline())
-
-
 @pytest.fixture(scope="module")
 def dice() -> random.Random:
     print(f"FAULT_SEED={SEED}")
     return random.Random(SEED)
-
-
-@pytest.fixture(scope="module")
-def zygote(pristine: Project) -> Iterator[Zygote]:
-    server = Zygote(pristine)
-    yield server
-    server.close()
 
 
 def digests(project: Project, *names: str) -> list[str]:
@@ -100,24 +47,31 @@ def save_every_epoch(project: Project) -> None:
     file.write_text(re.sub(r"^EVERY_SECONDS = .*$", "EVERY_SECONDS = 0.0", file.read_text(), flags=re.M))
 
 
-def killed_at_random(zygote: Zygote, project: Project, stage: str, seconds: float) -> bool:
+def killed(project: Project, stage: str, seconds: float) -> bool:
     """Run a stage and SIGKILL it after ``seconds``; whether it was still running."""
-    pid = zygote.start(project, stage)
+    log = project.path.parent / "killed.log"
+    pid = project.start_stage(stage, log, log)
     time.sleep(seconds)
     os.kill(pid, signal.SIGKILL)  # it is ours, and not reaped before `wait`
-    return zygote.wait(pid) == -signal.SIGKILL
+    status = zygote().wait(pid)
+    assert TRACEBACK not in log.read_text()
+    return status == -signal.SIGKILL
+
+
+def seconds_of(project: Project, stage: str) -> float:
+    start = time.monotonic()
+    project.stage(stage)
+    return time.monotonic() - start
 
 
 def test_every_killed_training_ends_byte_identical_in_one_run(
-    pristine: Project, tmp_path: Path, zygote: Zygote, dice: random.Random, report: Report
+    pristine: Project, tmp_path: Path, dice: random.Random, report: Report
 ) -> None:
     project = pristine.copy(tmp_path / "project")
     project.shrink({"train.epochs": EPOCHS, "model.dropout": 0.2})
     save_every_epoch(project)
-    zygote.run(project, "train")
-    start = time.monotonic()
-    assert zygote.run(project, "train") == 0
-    whole = time.monotonic() - start
+    project.stage("train")
+    whole = seconds_of(project, "train")
     outs = ("models/lenet5.pth", "plots/history.csv", "metrics/training.json")
     expected = digests(project, *outs)
     trainings, kills, resumed = 0, 0, 0
@@ -128,30 +82,42 @@ def test_every_killed_training_ends_byte_identical_in_one_run(
             project.mlflow().delete_run(run.info.run_id)
         for name in outs:
             (project.path / name).unlink(missing_ok=True)
-        zygote.log(project).write_text("")
-        kills += killed_at_random(zygote, project, "train", dice.uniform(0.1, whole))
-        assert zygote.run(project, "train") == 0
-        resumed += "going on after epoch" in zygote.log(project).read_text()
+        kills += killed(project, "train", dice.uniform(0.1, whole))
+        resumed += "going on after epoch" in project.stage("train").stdout
         assert digests(project, *outs) == expected
         assert not list((project.path / ".lenet5/checkpoints").iterdir())
-        assert TRACEBACK not in zygote.log(project).read_text()
         (run,) = [run for run in project.runs() if "training" in run.data.tags]
         assert project.steps(run, "loss/test") == list(range(1, EPOCHS + 1))
     report(f"{kills} killed trainings of {kills} ended byte-identical, in one run each; {resumed} went on midway")
     assert resumed > KILLS / 4
 
 
-@pytest.mark.parametrize("stage", ["download", "export", "evaluate", "register"])
-def test_a_killed_stage_leaves_no_half_file_and_works_the_next_time(
-    pristine: Project, tmp_path: Path, zygote: Zygote, dice: random.Random, report: Report, stage: str
-) -> None:
-    project = pristine.copy(tmp_path / "project")
+def undo(project: Project, stage: str) -> None:
+    """Give a stage its whole work again; export and evaluate always have it."""
     if stage == "download":
         shutil.rmtree(project.path / RAW_DIR)
-    kills = sum(killed_at_random(zygote, project, stage, dice.uniform(0, 3)) for _ in range(2))
-    data = [path for path in (project.path / RAW_DIR).iterdir() if path.name in SHA256]
+    elif stage == "register":
+        (project.path / "mlflow.db").unlink()
+        shutil.rmtree(project.path / "mlruns")
+
+
+@pytest.mark.parametrize("stage", ["download", "export", "evaluate", "register"])
+def test_a_killed_stage_leaves_no_half_file_and_works_the_next_time(
+    pristine: Project, tmp_path: Path, dice: random.Random, report: Report, stage: str
+) -> None:
+    project = pristine.copy(tmp_path / "project")
+    undo(project, stage)
+    whole = seconds_of(project, stage)
+    undo(project, stage)
+    kills = 0
+    while kills < 3:
+        if killed(project, stage, dice.uniform(0, whole)):
+            kills += 1
+        else:
+            undo(project, stage)
+    data = [path for path in (project.path / RAW_DIR).glob("*") if path.name in SHA256]
     assert all(is_verified(path) for path in data)
-    assert zygote.run(project, stage, FASHION_MNIST_DIR=project.env["FASHION_MNIST_DIR"]) == 0
+    project.stage(stage)
     report(f"{stage}: {kills} kills, whole afterwards")
     unchanged = ("models/lenet5.onnx", "models/lenet5.pt2", "metrics/evaluation.json", "plots/predictions.csv")
     assert digests(project, *unchanged) == digests(pristine, *unchanged)
@@ -250,24 +216,19 @@ def test_a_read_only_folder_is_one_line_from_every_stage(pristine: Project, tmp_
     report("5 stages on read-only folders: one line each")
 
 
-def test_a_clock_that_goes_back_loses_no_point_and_doubles_none(
-    pristine: Project, tmp_path: Path, zygote: Zygote
-) -> None:
+def test_a_clock_that_goes_back_loses_no_point_and_doubles_none(pristine: Project, tmp_path: Path) -> None:
     project = pristine.copy(tmp_path / "project")
     project.shrink({"train.epochs": EPOCHS})
     save_every_epoch(project)
     (project.path / "stages/late.py").write_text(CLOCK_GOES_BACK)
-    pid = zygote.start(project, "late")
-    while "epoch 3/" not in zygote.log(project).read_text():
-        time.sleep(0.01)
+    log = tmp_path / "late.log"
+    pid = project.start_stage("late", log, log)
+    wait_until(lambda: "epoch 3/" in log.read_text())
     os.kill(pid, signal.SIGKILL)
-    zygote.wait(pid)
-    assert zygote.run(project, "late") == 0
+    zygote().wait(pid)
+    assert "going on after epoch" in project.stage("late").stdout
     for stage in ("evaluate", "export", "register"):
-        assert zygote.run(project, stage) == 0
-    said = zygote.log(project).read_text()
-    assert "going on after epoch" in said
-    assert TRACEBACK not in said
+        project.stage(stage)
     (run,) = [run for run in project.runs() if run.data.tags["training"] != pristine.runs()[0].data.tags["training"]]
     assert run.info.status == "FINISHED"
     for curve in ("loss/test", "gap/accuracy", "learning_rate"):
@@ -318,23 +279,21 @@ def garble_params(content: dict[str, Any], dice: random.Random) -> str:
 
 
 def test_garbled_params_run_or_are_refused_in_one_line(
-    pristine: Project, tmp_path: Path, zygote: Zygote, dice: random.Random, report: Report
+    pristine: Project, tmp_path: Path, dice: random.Random, report: Report
 ) -> None:
     project = pristine.copy(tmp_path / "project")
     good = project.params()
     (project.path / "stages/nothing.py").write_text(NOTHING)
     refused = 0
     for _ in range(500):
-        zygote.log(project).write_text("")
         text = garble_params(json.loads(json.dumps(good)), dice)
         (project.path / "params.yaml").write_text(text)
-        status = zygote.run(project, "nothing")
-        said = zygote.log(project).read_text()
-        assert TRACEBACK not in said, text
-        assert status in (0, 1), text
-        if status:
+        done = project.stage("nothing", check=False)
+        assert TRACEBACK not in done.stderr, text
+        assert done.returncode in (0, 1), text
+        if done.returncode:
             refused += 1
-            assert len(said.splitlines()) == 1, said
+            assert len(done.stderr.splitlines()) == 1, done.stderr
     report(f"500 garbled params files: {refused} refused in one line, {500 - refused} good by chance, 0 tracebacks")
     assert refused > 250
 
@@ -354,29 +313,26 @@ def damaged(content: bytes, dice: random.Random) -> bytes:
     return bytes(changed)
 
 
-def test_damaged_files_are_never_used(
-    pristine: Project, tmp_path: Path, zygote: Zygote, dice: random.Random, report: Report
-) -> None:
-    """A script that reads each kind of file as the stages do, in the fork server, without what follows."""
+def test_damaged_files_are_never_used(pristine: Project, tmp_path: Path, dice: random.Random, report: Report) -> None:
+    """A script that reads each kind of file as the stages do, without what follows."""
     project = pristine.copy(tmp_path / "project")
     (project.path / "stages/read.py").write_text(READ)
     kinds = {
-        "data": (RAW_DIR / "t10k-labels-idx1-ubyte", 125),
-        "weights": (Path("models/lenet5.pth"), 125),
-        "onnx": (Path("models/lenet5.onnx"), 125),
-        "checkpoint": (Path(".lenet5/checkpoints/" + "k" * 32 + ".pt"), 125),
+        "data": RAW_DIR / "t10k-labels-idx1-ubyte",
+        "weights": Path("models/lenet5.pth"),
+        "onnx": Path("models/lenet5.onnx"),
+        "checkpoint": Path(".lenet5/checkpoints/" + "k" * 32 + ".pt"),
     }
-    assert zygote.run(project, "read", READ="save") == 0
-    for kind, (path, count) in kinds.items():
+    project.stage("read", READ="save")
+    for kind, path in kinds.items():
         whole = (project.path / path).read_bytes()
-        assert zygote.run(project, "read", READ=kind) == 0
-        for _ in range(count):
-            zygote.log(project).write_text("")
+        project.stage("read", READ=kind)
+        for _ in range(500 // len(kinds)):
             (project.path / path).write_bytes(damaged(whole, dice))
-            assert zygote.run(project, "read", READ=kind) == 1
-            said = zygote.log(project).read_text()
-            assert TRACEBACK not in said
-            assert len(said.splitlines()) == 1, said
+            done = project.stage("read", check=False, READ=kind)
+            assert done.returncode == 1
+            assert TRACEBACK not in done.stderr
+            assert len(done.stderr.splitlines()) == 1, done.stderr
         (project.path / path).write_bytes(whole)
     report("500 damaged data, weights, ONNX and checkpoint files: 0 used, 0 tracebacks")
 

@@ -1,27 +1,55 @@
-"""Starts stages in milliseconds: imports what is slow once, then runs each stage script in a fork of itself.
+"""A fork server: it starts stages in milliseconds, each a process of its own, having imported what is slow once.
 
-Reads lines ``{"cwd": ..., "script": ..., "env": {...}, "output": ...}`` from stdin; answers each with the fork's pid,
-and with its exit status when asked for it by ``{"wait": pid}``.
+As a script it reads lines ``{"cwd": ..., "script": ..., "env": {...}, "stdout": ..., "stderr": ...}`` from stdin and
+answers each with the fork's pid, and ``{"wait": pid}`` with its exit status. ``Zygote`` is its client.
 """
 
 import json
 import os
 import runpy
+import subprocess
 import sys
-
-import mlflow.onnx  # noqa: F401 - a fork has it already
-import onnxruntime  # noqa: F401
-import torch  # noqa: F401
+from pathlib import Path
+from typing import Any
 
 
-def run_in_fork(request: dict[str, str]) -> int:
+class Zygote:
+    """Starts the fork server, and asks it. ``run`` starts and waits."""
+
+    def __init__(self) -> None:
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        self._process = subprocess.Popen(
+            [sys.executable, __file__], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def start(self, cwd: Path, script: str, env: dict[str, str], stdout: Path, stderr: Path) -> int:
+        """The pid of ``script`` running in ``cwd``, with ``env`` and no other variables."""
+        request = {"cwd": str(cwd), "script": script, "env": env, "stdout": str(stdout), "stderr": str(stderr)}
+        return int(self._ask(request))
+
+    def wait(self, pid: int) -> int:
+        """The exit status, negative for a signal."""
+        return int(self._ask({"wait": pid}))
+
+    def close(self) -> None:
+        self._process.communicate()
+
+    def _ask(self, request: dict[str, Any]) -> Any:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+
+def run_in_fork(request: dict[str, Any]) -> int:
     pid = os.fork()
     if pid:
         return pid
-    output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     os.chdir(request["cwd"])
+    os.environ.clear()
     os.environ.update(request["env"])
     sys.path[:0] = [f"{request['cwd']}/src", f"{request['cwd']}/stages"]
     sys.argv = [request["script"]]
@@ -39,7 +67,10 @@ def run_in_fork(request: dict[str, str]) -> int:
 
 
 def main() -> None:
-    print(json.dumps("ready"), flush=True)
+    import mlflow.onnx  # noqa: F401 - a fork has it already
+    import onnxruntime  # noqa: F401
+    import torch  # noqa: F401
+
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
