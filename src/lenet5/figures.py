@@ -33,6 +33,8 @@ STYLE = {
     "axes.prop_cycle": cycler(color=[BLUE, VERMILION, GREEN, PURPLE, ORANGE]),
     "grid.color": "0.9",
     "legend.frameon": False,
+    "figure.constrained_layout.w_pad": 0.08,
+    "figure.constrained_layout.h_pad": 0.08,
 }
 MISTAKES = (4, 8)  # rows and columns of the sheet
 SAMPLES = 16  # images of each class

@@ -128,13 +128,8 @@ def model_card(
 
 
 def completed(card: str, facts: Mapping[str, str]) -> str:
-    """The card with what the record knows of the model: each fact by its name."""
-    return card + "\n" + record_section(facts) + "\n"
-
-
-def record_section(facts: Mapping[str, str]) -> str:
-    """The part that ``register`` adds."""
-    return _paragraphs("## In the record", _table(["what", "value"], [list(fact) for fact in facts.items()]))
+    """The card with what only the record knows of the model: each fact by its name."""
+    return _paragraphs(card, "## In the record", _table(["what", "value"], [list(fact) for fact in facts.items()]))
 
 
 def _model(params: Params, architecture: Sequence["Layer"]) -> str:
@@ -196,7 +191,7 @@ def _limits(evaluation: Mapping[str, Any], predictions: pd.DataFrame) -> str:
     hardest = min(classes, key=lambda name: classes[name]["f1"])
     wrong = predictions[predictions["true"] != predictions["predicted"]]
     pairs = Counter(zip(wrong["true"], wrong["predicted"], strict=True)).most_common(3)
-    mixed = [f"{true} taken for {predicted} ({count} times)" for (true, predicted), count in pairs]
+    mixed = [f"{true} taken for {predicted} ({count})" for (true, predicted), count in pairs]
     return _paragraphs(
         "## Limits",
         f"- Hardest class: {hardest}, F1 {classes[hardest]['f1']:.1%}. "
@@ -227,7 +222,7 @@ def page(card: str, folder: Path) -> str:
     """The card as one web page that needs no other file: pictures, named relative to ``folder``, are inside."""
     from markdown_it import MarkdownIt
 
-    markdown = MarkdownIt("commonmark").enable("table")
+    markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
     tokens = markdown.parse(card)
     images = [child for token in tokens for child in token.children or [] if child.type == "image"]
     for image in images:
@@ -264,12 +259,12 @@ img { max-width: 100%; background: #fff; border-radius: .4rem; }
 code { font-size: .9em; }
 @media (prefers-color-scheme: dark) { body { color: #e6e6e6; background: #16181c; } a { color: #8ab8ff; } }
 @media print { body { max-width: none; margin: 0; color: #000; background: #fff; font-size: 10pt; }
-  h2 { break-after: avoid; } img { max-height: 22cm; } img, tr, li { break-inside: avoid; } }
+  h2 { break-after: avoid; } table { display: table; } img { max-height: 22cm; } img, tr, li { break-inside: avoid; } }
 """
 
 
 def _paragraphs(*parts: str) -> str:
-    return "\n\n".join(part.strip("\n") for part in parts)
+    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
