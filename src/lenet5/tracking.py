@@ -34,6 +34,7 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.types import Schema, TensorSpec
 
 from lenet5.errors import UserError
+from lenet5.experiment_page import experiment_tags
 from lenet5.fashion_mnist import CLASSES, IMAGE_SIZE
 from lenet5.files import digest
 from lenet5.lineage import Code, data_digest, without_credentials
@@ -55,6 +56,11 @@ from lenet5.workspace import LOCK_FILE, PARAMS_FILE, PIPELINE_FILE, main_workspa
 ATTEMPT, TRAINING, RESULT, HISTORY_FROM = "attempt", "training", "result", "history_from"
 _DESCRIPTION = "mlflow.note.content"  # of a run, which the UI shows
 _FAILURE_TAGS = ("failure", _DESCRIPTION)
+_MODEL = (
+    "LeNet-5 on FashionMNIST as ONNX: (batch, 1, 28, 28) grey levels from 0 to 1, in; ten logits, out. The alias "
+    "champion is the best version so far, challenger the latest that did not prove better. Each version's description "
+    "says how good it is, and why it is what it is."
+)
 _POINTS_A_CALL = 1000  # the most that MLflow's log_batch takes
 _LOCK_SECONDS = 600
 
@@ -204,7 +210,8 @@ def connect(params: Params) -> Store:
             experiment = client.get_experiment_by_name(name)
             if experiment is None:
                 local = (root / "mlruns" / name).as_uri() if uri.startswith("sqlite:") else None
-                return Store(client, uri, root, client.create_experiment(name, artifact_location=local))
+                created = client.create_experiment(name, artifact_location=local, tags=experiment_tags())
+                return Store(client, uri, root, created)
         if experiment.lifecycle_stage != "active":
             raise UserError(
                 f"the MLflow experiment {name!r} was deleted: `mlflow experiments restore --experiment-id "
@@ -413,7 +420,7 @@ def _version(store: Store, run: MlflowRun, result: Result) -> ModelVersion:
     if known:
         return known[0]
     if not store.client.search_registered_models(f"name = '{name}'"):
-        store.client.create_registered_model(name, description="LeNet-5 on FashionMNIST as ONNX: images to ten logits.")
+        store.client.create_registered_model(name, description=_MODEL)
     model = _model(store, run.info.run_id, result)
     return store.client.create_model_version(
         name,
@@ -442,12 +449,10 @@ def _decide(store: Store, version: ModelVersion, result: Result) -> Decision:
         if _version_number(_champion(store, version.name)) == _version_number(champion):
             break
     evidence = {name: value for name, value in asdict(decision).items() if value is not None}
-    for name, value in evidence.items():
-        store.client.set_model_version_tag(version.name, version.version, f"decision.{name}", str(value))
     if decision.alias != "rejected":
         store.client.set_registered_model_alias(version.name, decision.alias, version.version)
     description = (
-        f"**{decision.alias}**: {decision.reason}.\n\n{_summary(result)}\n"
+        f"{decision.alias.capitalize()}: {decision.reason}.\n\n{_summary(result)}\n"
         f"The whole model card is `{CARD_PAGE.as_posix()}` among the artifacts of the source run."
     )
     store.client.update_model_version(version.name, version.version, description)

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import threading
@@ -22,24 +21,9 @@ import onnxruntime
 import pandas as pd
 import pytest
 
-from .conftest import Project, wait_until
+from .conftest import Project, answers, free_port, wait_until
 
 NAME = "lenet5-fashionmnist"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=1) as response:  # noqa: S310 - our own server
-            return bool(response.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
 
 
 @contextmanager
@@ -77,6 +61,31 @@ def test_registering_again_changes_nothing(finished: Project) -> None:
     assert run.data.metrics == before
     assert len(finished.mlflow().search_model_versions()) == 1
     assert finished.steps(run, "loss/test") == [1, 2]
+
+
+def test_run_and_version_carry_the_model_card_and_registering_again_leaves_it(finished: Project) -> None:
+    client = finished.mlflow()
+    (run,) = finished.runs()
+    (version,) = client.search_model_versions()
+    folder = Path(run.info.artifact_uri.removeprefix("file://"))
+    card = (folder / "reports/model_card.md").read_text()
+    assert card.startswith((finished.path / "reports/model_card.md").read_text())
+    assert f"`python -m lenet5.reproduce {run.info.run_id}`" in card
+    assert f"models:/{NAME}/{version.version}" in card
+    assert "champion: there was no champion" in card
+    assert version.description.startswith("Champion: there was no champion")
+    assert "The validation loss" in version.description
+    assert run.data.tags["mlflow.note.content"] in version.description
+    page = (folder / "reports/model_card.html").read_text()
+    assert page.count("data:image/png;base64,") == 7
+    assert run.info.run_id in page
+    pictures = {path.name for path in (folder / "plots").glob("*.png")}
+    assert pictures == {path.name for path in (finished.path / "plots").glob("*.png")}
+    assert len(pictures) == 8
+    written = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    finished.repro("--force", "--single-item", "register")
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == written
+    assert client.search_model_versions()[0].description == version.description
 
 
 def test_a_run_says_where_it_comes_from(finished: Project) -> None:
@@ -163,9 +172,10 @@ def test_only_evidence_makes_a_new_champion(pipeline_copy: Project) -> None:
     assert registered(100) == ("rejected", {"champion": 2, "challenger": 4})  # below the limit
     assert registered(9100) == ("champion", {"champion": 6, "challenger": 4})
     version = pipeline_copy.mlflow().get_model_version_by_alias(NAME, "champion")
-    assert version.tags["decision.candidate_only"] == "100"
-    assert version.tags["decision.champion_only"] == "0"
-    assert float(version.tags["decision.p_value"]) < 1e-20
+    evidence = json.loads(version.tags["decision"])
+    assert (evidence["candidate_only"], evidence["champion_only"]) == (100, 0)
+    assert evidence["p_value"] < 1e-20
+    assert version.description.startswith("Champion: right on 100 test images that the champion misses, wrong on 0")
 
     run = pipeline_copy.mlflow().get_run(str(version.run_id))
     folder = Path(run.info.artifact_uri.removeprefix("file://"))
