@@ -428,10 +428,10 @@ def _version(store: Store, run: MlflowRun, result: Result) -> ModelVersion:
         run_id=run.info.run_id,
         model_id=model.model_id,
         tags={
-            "weights_sha256": result.training["weights_sha256"],
-            "onnx_difference": f"{result.export['parity']['onnx']:.2e}",
             "test_accuracy": f"{result.evaluation['test']['accuracy']:.4f}",
             "accuracy_gap": f"{result.evaluation['gap']['accuracy']:.4f}",
+            "onnx_difference": f"{result.export['parity']['onnx']:.2e}",
+            "weights_sha256": result.training["weights_sha256"],
         },
         description=_summary(result),
     )
