@@ -44,7 +44,7 @@ def _view() -> str:
         "modelVersionFilter": "All Runs",
         "selectedColumns": columns,
         "columnOrder": [],
-        "columnWidths": dict.fromkeys(columns, 150),
+        "columnWidths": {},
         "runsHiddenMode": "FIRST_10_RUNS",
         "viewMaximized": False,
         "runListHidden": False,

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.axes import Axes
 from PIL import Image
 
 from lenet5 import figures
@@ -88,12 +89,17 @@ def test_feature_maps_are_drawn_for_every_kind_of_model(
         assert image.size[0] > 1000
 
 
-def test_the_curves_show_another_chosen_epoch_and_another_onset(tmp_path: Path) -> None:
-    contents = set()
-    for chosen, onset in ((14, 14), (60, 14), (60, 60), (60, None)):
-        figures.draw_curves(tmp_path / "curves.png", history(60), chosen, onset)
-        contents.add((tmp_path / "curves.png").read_bytes())
-    assert len(contents) == 4
+@pytest.mark.parametrize(
+    ("chosen", "onset", "lines"), [(14, 14, [14]), (60, 14, [14, 60]), (60, 60, [60]), (60, None, [60])]
+)
+def test_the_curves_mark_the_chosen_epoch_and_the_onset_of_overfitting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: int, onset: int | None, lines: list[int]
+) -> None:
+    marked: list[float] = []
+    draw = Axes.axvline
+    monkeypatch.setattr(Axes, "axvline", lambda axes, x, **style: (marked.append(x), draw(axes, x, **style))[1])
+    figures.draw_curves(tmp_path / "curves.png", history(60), chosen, onset)
+    assert marked == lines * 2  # in the loss, and in the accuracy
 
 
 def test_the_sheet_of_mistakes_shows_the_surest_ones(tmp_path: Path) -> None:
