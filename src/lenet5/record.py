@@ -10,22 +10,22 @@ import pandas as pd
 
 from lenet5.files import digest, read_json, read_trusted
 from lenet5.history import EpochRow, read_history
-from lenet5.outs import EVALUATION, EXPORT, HISTORY, ONNX, PREDICTIONS, PROGRAM, TRAINING, WEIGHTS
+from lenet5.outs import CARD, EVALUATION, EXPORT, HISTORY, ONNX, PREDICTIONS, PROGRAM, TRAINING, WEIGHTS
 from lenet5.params import Params
 
-# What each curve is called: MLflow's UI makes a group of what stands before the slash.
+# What each curve is called: MLflow's UI makes a group of what stands before the slash, and compares runs by the first.
 _CURVES = {
-    "learning_rate": "learning_rate",
-    "running_loss": "loss/running",
-    "running_accuracy": "accuracy/running",
-    "train_loss": "loss/train",
-    "train_accuracy": "accuracy/train",
-    "validation_loss": "loss/validation",
     "validation_accuracy": "accuracy/validation",
-    "test_loss": "loss/test",
     "test_accuracy": "accuracy/test",
-    "gap_loss": "gap/loss",
+    "train_accuracy": "accuracy/train",
+    "running_accuracy": "accuracy/running",
+    "validation_loss": "loss/validation",
+    "test_loss": "loss/test",
+    "train_loss": "loss/train",
+    "running_loss": "loss/running",
     "gap_accuracy": "gap/accuracy",
+    "gap_loss": "gap/loss",
+    "learning_rate": "learning_rate",
 }
 
 SPEED = "speed/images_per_second"
@@ -105,6 +105,7 @@ class Result:
     training: Mapping[str, Any]
     evaluation: Mapping[str, Any]
     export: Mapping[str, Any]
+    card: str
     training_digest: str
     result_digest: str
 
@@ -123,6 +124,7 @@ def read_result(params: Params) -> Result:
         training=training,
         evaluation=read_json(EVALUATION),
         export=export,
+        card=CARD.read_text(encoding="utf-8"),
         training_digest=training_digest,
         result_digest=digest(training_digest.encode() + onnx_model + program + others),
     )

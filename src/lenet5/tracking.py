@@ -30,14 +30,17 @@ from mlflow.entities import Run as MlflowRun
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.types import Schema, TensorSpec
 
 from lenet5.errors import UserError
+from lenet5.experiment_page import experiment_tags
 from lenet5.fashion_mnist import CLASSES, IMAGE_SIZE
 from lenet5.files import digest
 from lenet5.lineage import Code, data_digest, without_credentials
-from lenet5.outs import ONNX, PREDICTIONS, PROGRAM, REGISTRATION
+from lenet5.model_card import completed, page, summary
+from lenet5.outs import CARD, CARD_PAGE, ONNX, PREDICTIONS, PROGRAM, REGISTRATION
 from lenet5.params import Params
 from lenet5.promotion import Decision, decide
 from lenet5.record import (
@@ -52,7 +55,13 @@ from lenet5.record import (
 from lenet5.workspace import LOCK_FILE, PARAMS_FILE, PIPELINE_FILE, main_workspace
 
 ATTEMPT, TRAINING, RESULT, HISTORY_FROM = "attempt", "training", "result", "history_from"
-_FAILURE_TAGS = ("failure", "mlflow.note.content")  # the second is the description that the UI shows
+_DESCRIPTION = "mlflow.note.content"  # of a run, which the UI shows
+_FAILURE_TAGS = ("failure", _DESCRIPTION)
+_MODEL = (
+    "LeNet-5 on FashionMNIST as ONNX: (batch, 1, 28, 28) grey levels from 0 to 1, in; ten logits, out. The alias "
+    "champion is the best version so far, challenger the latest that did not prove better. Each version's description "
+    "says how good it is, and why it is what it is."
+)
 _POINTS_A_CALL = 1000  # the most that MLflow's log_batch takes
 _LOCK_SECONDS = 600
 
@@ -198,17 +207,31 @@ def connect(params: Params) -> Store:
     with user_errors(uri):
         # Two processes that create the same database at once would both fail.
         with _lock(root):
+            _create_database(uri, root)
             client = MlflowClient(tracking_uri=uri)
             experiment = client.get_experiment_by_name(name)
             if experiment is None:
                 local = (root / "mlruns" / name).as_uri() if uri.startswith("sqlite:") else None
-                return Store(client, uri, root, client.create_experiment(name, artifact_location=local))
+                created = client.create_experiment(name, artifact_location=local, tags=experiment_tags())
+                return Store(client, uri, root, created)
         if experiment.lifecycle_stage != "active":
             raise UserError(
                 f"the MLflow experiment {name!r} was deleted: `mlflow experiments restore --experiment-id "
                 f"{experiment.experiment_id}` brings it back, or set register.experiment to another name"
             )
         return Store(client, uri, root, experiment.experiment_id)
+
+
+def _create_database(uri: str, root: Path) -> None:
+    """Make the SQLite file of ``uri`` where there is none: whole or not at all, whoever is killed meanwhile."""
+    path = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or path.exists():
+        return
+    new = path.with_name(f"{path.name}.new")
+    new.unlink(missing_ok=True)
+    store = SqlAlchemyStore(f"sqlite:///{new.as_posix()}", (root / "mlruns").as_uri())
+    store.engine.dispose()
+    new.replace(path)
 
 
 @contextmanager
@@ -237,6 +260,7 @@ def record(store: Store, result: Result, tags: Mapping[str, str], code: Code) ->
         version = _version(store, run, result)
         decision = _decide(store, version, result)
         if not complete:
+            _log_card(store.client, run, version, decision, result)
             store.client.set_tag(run.info.run_id, RESULT, result.result_digest)
             store.client.set_terminated(run.info.run_id, "FINISHED")
         return {
@@ -339,6 +363,39 @@ def _log_artifacts(client: MlflowClient, run_id: str) -> None:
     client.log_artifact(run_id, str(PROGRAM), "models")
 
 
+def _log_card(client: MlflowClient, run: MlflowRun, version: ModelVersion, decision: Decision, result: Result) -> None:
+    """Describe the run in short, and give it the whole model card."""
+    run_id = run.info.run_id
+    client.set_tag(run_id, _DESCRIPTION, _summary(result))
+    card = completed(result.card, _facts(run, version, decision, result))
+    client.log_text(run_id, card, CARD.as_posix())
+    client.log_text(run_id, page(card, CARD.parent), CARD_PAGE.as_posix())
+
+
+def _summary(result: Result) -> str:
+    return summary(result.params, result.history, result.training, result.evaluation)
+
+
+def _facts(run: MlflowRun, version: ModelVersion, decision: Decision, result: Result) -> dict[str, str]:
+    """What the record adds to the model card."""
+    run_id, tags, model = run.info.run_id, run.data.tags, f"models:/{version.name}/{version.version}"
+    earlier = "" if version.run_id == run_id else f", registered by run `{version.run_id}` with the same weights"
+    changes = ", with the changes in `pipeline/changes.diff`" if tags.get("git.dirty") == "true" else ""
+    parity = ", ".join(f"{name} {difference:.1e}" for name, difference in result.export["parity"].items())
+    facts = {
+        "MLflow run": f"{run.info.run_name}, `{run_id}`",
+        "model version": f"`{model}`{earlier}",
+        "decision when registered": f"{decision.alias}: {decision.reason}",
+        "exported models": f"largest difference of a logit from PyTorch's on the test images: {parity}",
+        "commit": f"`{tags['mlflow.source.git.commit']}`{changes}" if "mlflow.source.git.commit" in tags else "",
+        "machine": tags.get("machine", ""),
+        "packages": tags.get("versions", ""),
+        "to repeat it": f"`python -m lenet5.reproduce {run_id}`",
+        "to serve it": f"`mlflow models serve -m {model} --env-manager local`",
+    }
+    return {name: fact for name, fact in facts.items() if fact}
+
+
 def _model(store: Store, run_id: str, result: Result) -> LoggedModel:
     """The ONNX model of the run, logged once."""
     known = store.client.search_logged_models([store.experiment_id], f"source_run_id = '{run_id}'")
@@ -377,24 +434,20 @@ def _version(store: Store, run: MlflowRun, result: Result) -> ModelVersion:
     if known:
         return known[0]
     if not store.client.search_registered_models(f"name = '{name}'"):
-        store.client.create_registered_model(name, description="LeNet-5 on FashionMNIST as ONNX: images to ten logits.")
+        store.client.create_registered_model(name, description=_MODEL)
     model = _model(store, run.info.run_id, result)
-    test = result.evaluation["test"]
     return store.client.create_model_version(
         name,
         source=f"models:/{model.model_id}",
         run_id=run.info.run_id,
         model_id=model.model_id,
         tags={
-            "weights_sha256": result.training["weights_sha256"],
-            "onnx_difference": f"{result.export['parity']['onnx']:.2e}",
-            "test_accuracy": f"{test['accuracy']:.4f}",
+            "test_accuracy": f"{result.evaluation['test']['accuracy']:.4f}",
             "accuracy_gap": f"{result.evaluation['gap']['accuracy']:.4f}",
+            "onnx_difference": f"{result.export['parity']['onnx']:.2e}",
+            "weights_sha256": result.training["weights_sha256"],
         },
-        description=(
-            f"Test accuracy {test['accuracy']:.4f} [{test['accuracy_low']:.4f}, {test['accuracy_high']:.4f}], "
-            f"accuracy gap {result.evaluation['gap']['accuracy']:+.4f}, run {run.info.run_name}."
-        ),
+        description=_summary(result),
     )
 
 
@@ -414,6 +467,11 @@ def _decide(store: Store, version: ModelVersion, result: Result) -> Decision:
         store.client.set_model_version_tag(version.name, version.version, f"decision.{name}", str(value))
     if decision.alias != "rejected":
         store.client.set_registered_model_alias(version.name, decision.alias, version.version)
+    description = (
+        f"{decision.alias.capitalize()}: {decision.reason}.\n\n{_summary(result)}\n"
+        f"The whole model card is `{CARD_PAGE.as_posix()}` among the artifacts of the source run."
+    )
+    store.client.update_model_version(version.name, version.version, description)
     # Last: a version without it has not been decided about, whatever else it carries.
     store.client.set_model_version_tag(version.name, version.version, "decision", json.dumps(evidence))
     return decision

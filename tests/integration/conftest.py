@@ -145,6 +145,14 @@ class Project:
         shutil.copytree(self.path, path, symlinks=True)
         return Project(path, Path(self.env["FASHION_MNIST_DIR"]))
 
+    def start_queue(self, workers: int, **env: str) -> None:
+        """Start DVC's queue workers; their output is not waited for, one of them may hold it for long."""
+        command = ["dvc", "queue", "start", "--jobs", str(workers)]
+        subprocess.run(
+            command, cwd=self.path, env=self.env | env, check=True, timeout=120,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
     def queue(self) -> list[str]:
         """The state of each queued experiment, from the table that ends with an empty line."""
         table, _, _ = self.run("dvc", "queue", "status").stdout.partition("\n\n")

@@ -22,7 +22,7 @@ def test_queued_experiments_are_whole_runs_named_as_dvc_names_them(project: Proj
     project.repro("download", "kernel_check")
     project.commit()
     project.run("dvc", "exp", "run", "--queue", "-S", "train.seed=1,2,3,4", "-S", "train.epochs=2")
-    project.run("dvc", "queue", "start", "--jobs", "2")
+    project.start_queue(2)
     project.wait_for_queue(4)
     runs = project.runs()
     assert {run.info.run_name for run in runs} == names_shown(project)
@@ -40,7 +40,7 @@ def test_eight_experiments_over_four_workers_beside_a_repro(project: Project, re
     project.repro("download", "kernel_check")
     project.commit()
     project.run("dvc", "exp", "run", "--queue", "-S", "train.seed=1,2,3,4,5,6,7,8")
-    project.run("dvc", "queue", "start", "--jobs", "4")
+    project.start_queue(4)
     assert "register" in project.repro()  # the first two create the store at the same time
     project.wait_for_queue(8)
     runs = project.runs()

@@ -74,6 +74,7 @@ def test_onnx_model_takes_any_batch_and_says_what_it_is(finished: Project) -> No
         (["params", "diff", "--all"], "train.lr"),
         (["dag"], "kernel_check"),
         (["plots", "show", "--json"], "validation_loss"),
+        (["plots", "show", "--json"], "plots/mistakes.png"),
     ],
 )
 def test_dvc_says_something_useful(finished: Project, command: list[str], shown: str) -> None:

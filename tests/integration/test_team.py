@@ -40,7 +40,7 @@ def test_four_experiments_at_once_are_whole_on_a_server_with_postgresql(
     ):
         server = {"MLFLOW_TRACKING_URI": uri}
         project.run("dvc", "exp", "run", "--queue", "-S", "train.seed=1,2,3,4", **server)
-        project.run("dvc", "queue", "start", "--jobs", "4", **server)
+        project.start_queue(4, **server)
         project.wait_for_queue(4)
         runs = project.runs(uri)
         assert {run.data.params["train.seed"] for run in runs} == {"1", "2", "3", "4"}

@@ -42,6 +42,31 @@ def test_registering_again_changes_nothing(finished: Project) -> None:
     assert finished.steps(run, "loss/test") == [1, 2]
 
 
+def test_run_and_version_carry_the_model_card_and_registering_again_leaves_it(finished: Project) -> None:
+    client = finished.mlflow()
+    (run,) = finished.runs()
+    (version,) = client.search_model_versions()
+    folder = Path(run.info.artifact_uri.removeprefix("file://"))
+    card = (folder / "reports/model_card.md").read_text()
+    assert card.startswith((finished.path / "reports/model_card.md").read_text())
+    assert f"`python -m lenet5.reproduce {run.info.run_id}`" in card
+    assert f"models:/{NAME}/{version.version}" in card
+    assert "champion: there was no champion" in card
+    assert version.description.startswith("Champion: there was no champion")
+    assert "The validation loss" in version.description
+    assert run.data.tags["mlflow.note.content"] in version.description
+    page = (folder / "reports/model_card.html").read_text()
+    assert page.count("data:image/png;base64,") == 7
+    assert run.info.run_id in page
+    pictures = {path.name for path in (folder / "plots").glob("*.png")}
+    assert pictures == {path.name for path in (finished.path / "plots").glob("*.png")}
+    assert len(pictures) == 8
+    written = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    finished.repro("--force", "--single-item", "register")
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == written
+    assert client.search_model_versions()[0].description == version.description
+
+
 def test_a_run_says_where_it_comes_from(finished: Project) -> None:
     (run,) = finished.runs()
     head = finished.run("git", "rev-parse", "HEAD~1").stdout.strip()
@@ -116,6 +141,7 @@ def test_only_evidence_makes_a_new_champion(pipeline_copy: Project) -> None:
     assert version.tags["decision.candidate_only"] == "100"
     assert version.tags["decision.champion_only"] == "0"
     assert float(version.tags["decision.p_value"]) < 1e-20
+    assert version.description.startswith("Champion: right on 100 test images that the champion misses, wrong on 0")
 
     run = pipeline_copy.mlflow().get_run(str(version.run_id))
     folder = Path(run.info.artifact_uri.removeprefix("file://"))
