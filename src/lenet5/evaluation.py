@@ -19,8 +19,8 @@ from lenet5.files import read_trusted
 from lenet5.model import LeNet5
 from lenet5.params import ModelParams
 
-BATCH = 2000
-"""Large enough to fill a CPU or GPU, small enough for the activations to stay in cache."""
+BATCH = 250
+"""On a CPU: small enough for the activations to stay in its cache, twice as fast as 2,000 images at a time."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,9 @@ class Measure:
 def predict(model: LeNet5, images: Tensor) -> Tensor:
     """Logits (n, 10) for images (n, 28, 28) uint8, with dropout off."""
     model.eval()
+    size = BATCH if images.device.type == "cpu" else max(1, len(images))
     with torch.inference_mode():
-        return torch.cat([model(to_float(batch)) for batch in images.split(BATCH)])
+        return torch.cat([model(to_float(batch)) for batch in images.split(size)])
 
 
 def count(model: LeNet5, split: Split) -> Tensor:

@@ -21,8 +21,8 @@ STAGES: dict[str, dict[str, Any]] = PIPELINE["stages"]
 
 # They read, write, show and record; none of them can change what an out holds.
 CHANGE_NO_OUT = {
-    "checkpoint", "display", "errors", "files", "lineage", "outs", "params", "record", "stage", "streaming",
-    "tracking", "workspace",
+    "checkpoint", "display", "errors", "files", "lineage", "outs", "params", "record", "seeds", "stage",
+    "streaming", "tracking", "workspace",
 }  # fmt: skip
 
 # From the ground up: each module imports only what stands before it.
@@ -30,6 +30,7 @@ ORDER = [
     "errors", "files", "workspace", "outs", "convolution", "history", "params", "fashion_mnist", "sources",
     "datasets", "model", "edge_kernel", "promotion", "recipe", "evaluation", "cuda_graph", "engine", "training",
     "export", "figures", "display", "record", "lineage", "checkpoint", "streaming", "tracking", "stage", "reproduce",
+    "seeds",
 ]  # fmt: skip
 
 
