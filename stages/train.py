@@ -10,7 +10,7 @@ from rich.console import Console
 from lenet5.checkpoint import Checkpoint, result_key
 from lenet5.datasets import load_splits
 from lenet5.display import EpochDisplay, architecture_table
-from lenet5.engine import pick_device, set_deterministic
+from lenet5.engine import choose_engine, pick_device, set_deterministic, set_precision
 from lenet5.fashion_mnist import RAW_DIR
 from lenet5.files import digest, write_bytes, write_json
 from lenet5.history import HistoryFile
@@ -30,12 +30,15 @@ def main(params: Params) -> None:
     console = Console()
     device = pick_device(params.train.device)
     set_deterministic(params.train.deterministic)
+    set_precision(params.train.precision, device)
     splits = load_splits(RAW_DIR, params.data, device)
+    engine = choose_engine(params.train, len(splits.train), device)
     model = make_model(params.model, params.train.seed, device)
     console.print(architecture_table(layers(model)))
     console.print(f"{len(splits.train):,} training images on {device}")
-    training = Training(model, splits, params.train)
-    checkpoint = Checkpoint(main_workspace() / CHECKPOINTS, result_key(params, PIPELINE_FILE, device))
+    console.print(f"engine {engine.name}: {engine.reason}")
+    training = Training(model, splits, params.train, engine)
+    checkpoint = Checkpoint(main_workspace() / CHECKPOINTS, result_key(params, PIPELINE_FILE, device, engine))
     attempt = uuid.uuid4().hex
     if state := checkpoint.load():
         training.load_state_dict(state)
@@ -51,7 +54,7 @@ def main(params: Params) -> None:
         for row in training.epochs():
             history.append(row)
             stream.send(epoch_points(row, display.show(row)))
-            checkpoint.save_if_due(training.state_dict() | {"attempt": attempt})
+            checkpoint.save_if_due(lambda: training.state_dict() | {"attempt": attempt})
         write(training)
         stream.finish(digest_training(params))
     checkpoint.remove()

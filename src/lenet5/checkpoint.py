@@ -4,12 +4,14 @@ import hashlib
 import io
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
+from lenet5.engine import EngineChoice
 from lenet5.files import digest, write_bytes
 from lenet5.lineage import data_digest
 from lenet5.params import Params
@@ -21,14 +23,14 @@ EVERY_SECONDS = 5.0
 _DIGEST_SIZE = hashlib.sha256().digest_size
 
 
-def result_key(params: Params, pipeline: Path, device: torch.device) -> str:
-    """Digest everything that decides what training produces: params, data, code, PyTorch, device and threads.
+def result_key(params: Params, pipeline: Path, device: torch.device, engine: EngineChoice) -> str:
+    """Digest everything that decides what training produces: params, data, code, PyTorch, device, threads, engine.
 
     Which files are the code, the deps of ``train`` in ``pipeline`` (dvc.yaml) say.
     """
     deps = yaml.safe_load(pipeline.read_text(encoding="utf-8"))["stages"]["train"]["deps"]
     code = [digest(Path(dep).read_bytes()) for dep in deps if dep.endswith(".py")]
-    machine = [torch.__version__, str(device), str(torch.get_num_threads())]
+    machine = [torch.__version__, str(device), str(torch.get_num_threads()), engine.name, str(engine.compiles)]
     recipe = sorted(flat_params(params, "data", "model", "train").items())
     return digest(repr((recipe, data_digest(), code, machine)).encode())
 
@@ -56,13 +58,13 @@ class Checkpoint:
             return None
         return state
 
-    def save_if_due(self, state: dict[str, Any]) -> None:
-        """Save ``state`` when ``EVERY_SECONDS`` have passed; a full disk costs the checkpoint, not the training."""
+    def save_if_due(self, state: Callable[[], dict[str, Any]]) -> None:
+        """Save ``state()`` when ``EVERY_SECONDS`` have passed; a full disk costs the checkpoint, not the training."""
         if time.monotonic() - self._saved < EVERY_SECONDS:
             return
         self._saved = time.monotonic()
         buffer = io.BytesIO()
-        torch.save({**state, "key": self._key}, buffer)
+        torch.save({**state(), "key": self._key}, buffer)
         payload = buffer.getvalue()
         try:
             write_bytes(self._path, hashlib.sha256(payload).digest() + payload)

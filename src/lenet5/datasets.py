@@ -64,6 +64,11 @@ def load_test(raw_dir: Path) -> Split:
     return Split(_read_images(raw_dir / TEST_IMAGES), _read_labels(raw_dir / TEST_LABELS))
 
 
+def to_float(images: Tensor) -> Tensor:
+    """(B, 28, 28) uint8 -> (B, 1, 28, 28) float32 in [0, 1], what torchvision's ToTensor computes."""
+    return images.unsqueeze(1).float() / 255
+
+
 def _read_images(path: Path) -> Tensor:
     # Four big-endian 32-bit numbers come first: magic, count, rows, columns. The checksum vouches for them.
     pixels = np.frombuffer(_read(path), np.uint8, offset=16)

@@ -1,25 +1,31 @@
-"""How one epoch runs. No files, no tracking, no decisions."""
+"""How one epoch runs: eager, compiled, or captured in CUDA graphs. No files, no tracking."""
 
-import math
 import os
-from collections.abc import Sequence
+import shutil
+import sys
+import sysconfig
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from lenet5.datasets import Split
+from lenet5 import cuda_graph
+from lenet5.datasets import Split, Splits
 from lenet5.errors import UserError
-from lenet5.fashion_mnist import IMAGE_SIZE
+from lenet5.evaluation import Measure, count
 from lenet5.model import LeNet5
-from lenet5.params import AugmentationParams, TrainParams
+from lenet5.params import TrainParams
+from lenet5.recipe import BatchLoss, EpochPlan, batch_loss, train_step
 
-ONECYCLE_WARMUP, ONECYCLE_START, ONECYCLE_END = (
-    0.3,
-    1 / 25,
-    1 / 250_000,
-)  # as torch.optim.lr_scheduler.OneCycleLR
+STEPS_A_LAUNCH = 500
+"""At most so many steps are recorded in one CUDA graph: a whole epoch at the usual batch sizes."""
+
+COMPILATION_REPAID = 3_000_000
+"""Images trained on after which compiling on a CPU has repaid the half minute it takes."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -34,81 +40,66 @@ def set_deterministic(deterministic: bool) -> None:
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when CUDA starts
     torch.use_deterministic_algorithms(deterministic)
+    # Nothing here reads memory before it is written; filling it would cost a pass over every new tensor.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not deterministic
 
 
-def to_float(images: Tensor) -> Tensor:
-    """(B, 28, 28) uint8 -> (B, 1, 28, 28) float32 in [0, 1], what torchvision's ToTensor computes."""
-    return images.unsqueeze(1).float() / 255
+def set_precision(precision: str, device: torch.device) -> None:
+    """Allow, or forbid, that GPUs round the factors of float32 products to TF32.
 
-
-def learning_rates(params: TrainParams, steps: int) -> list[float]:
-    """The learning rate of every step of training.
-
-    onecycle: L. Smith, "Super-Convergence", 2018, with both halves annealed by cosine.
+    Raises UserError for tf32 on a CPU, which has none.
     """
-    if params.schedule == "cosine":
-        return [params.lr * _anneal(1, 0, step / steps) for step in range(steps)]
-    if params.schedule == "onecycle":
-        peak, last = ONECYCLE_WARMUP * steps - 1, steps - 1
-        up = [_anneal(ONECYCLE_START, 1, step / peak) for step in range(steps) if step <= peak]
-        down = [_anneal(1, ONECYCLE_END, (step - peak) / (last - peak)) for step in range(len(up), steps)]
-        return [params.lr * factor for factor in up + down]
-    return [params.lr] * steps
-
-
-def make_optimizer(model: LeNet5, params: TrainParams) -> torch.optim.Optimizer:
-    """The optimizer that ``params`` name, over all of ``model``."""
-    if params.optimizer == "adamw":
-        return torch.optim.AdamW(model.parameters(), lr=params.lr, weight_decay=params.weight_decay)
-    return torch.optim.SGD(model.parameters(), lr=params.lr, momentum=params.momentum, weight_decay=params.weight_decay)
+    if precision == "tf32" and device.type != "cuda":
+        raise UserError("train.precision: tf32 is for CUDA devices; set it to fp32 or bf16")
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
 @dataclass(frozen=True)
-class EpochPlan:
-    """Everything random about an epoch but dropout, drawn ahead so that every device sees the same.
+class EngineChoice:
+    """The engine really taken, whether it compiles its step, and why it was taken, in words."""
 
-    ``order`` (n,) int64; ``flips`` (n,) bool and ``shifts`` (n, 2) int64 pixels for the image at each place.
+    name: Literal["eager", "compiled", "graph"]
+    compiles: bool
+    reason: str
+
+
+def choose_engine(params: TrainParams, images: int, device: torch.device) -> EngineChoice:
+    """The engine for ``params`` on ``images`` training images. The same whenever it is asked on one machine.
+
+    Raises UserError for one that cannot work here.
     """
-
-    order: Tensor
-    flips: Tensor
-    shifts: Tensor
-
-
-def draw_plan(size: int, augmentation: AugmentationParams, generator: torch.Generator) -> EpochPlan:
-    """A fresh order of ``size`` images and a fresh change for each."""
-    order = torch.randperm(size, generator=generator)
-    if augmentation.horizontal_flip:
-        flips = torch.rand(size, generator=generator) < 0.5
-    else:
-        flips = torch.zeros(size, dtype=torch.bool)
-    reach = augmentation.shift
-    return EpochPlan(order, flips, torch.randint(-reach, reach + 1, (size, 2), generator=generator))
-
-
-def augment(images: Tensor, flips: Tensor, shifts: Tensor) -> Tensor:
-    """Mirror, then move down and right by ``shifts``, each of ``images`` (B, 28, 28); what moves in is black."""
-    pixels = torch.arange(IMAGE_SIZE, device=images.device)
-    rows = pixels - shifts[:, :1]
-    columns = pixels - shifts[:, 1:]
-    columns = torch.where(flips[:, None], IMAGE_SIZE - 1 - columns, columns)
-    inside = _inside(rows)[:, :, None] & _inside(columns)[:, None, :]
-    rows, columns = rows.clamp(0, IMAGE_SIZE - 1), columns.clamp(0, IMAGE_SIZE - 1)
-    image = torch.arange(len(images), device=images.device)[:, None, None]
-    return images[image, rows[:, :, None], columns[:, None, :]] * inside
+    compiler = compiler_found()
+    if params.engine == "graph" and device.type != "cuda":
+        raise UserError("train.engine: graph is for CUDA devices; set it to auto, eager or compiled")
+    if params.engine == "compiled" and not compiler:
+        raise UserError(
+            f"train.engine: compiled needs a C++ compiler ({compiler_name()}) and Python's headers, and finds none; "
+            "install them (g++ and python3-dev, say), or set it to auto or eager"
+        )
+    if params.engine != "auto":
+        return EngineChoice(params.engine, compiler and params.engine != "eager", "as train.engine says")
+    if device.type == "cuda":
+        step = "its step compiled" if compiler else "its step not compiled, for want of a C++ compiler"
+        return EngineChoice("graph", compiler, f"fastest on CUDA, {step}")
+    if not compiler:
+        return EngineChoice("eager", False, "no C++ compiler here")
+    if params.epochs * images < COMPILATION_REPAID:
+        return EngineChoice("eager", False, f"{params.epochs} epochs do not repay the compilation")
+    return EngineChoice("compiled", True, f"{params.epochs} epochs repay the compilation")
 
 
-def train_step(
-    model: LeNet5, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, label_smoothing: float
-) -> tuple[Tensor, Tensor]:
-    """One step of gradient descent; the batch's mean loss and how many it got right, left on the device."""
-    optimizer.zero_grad(set_to_none=True)
-    logits = model(to_float(images))
-    loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-    loss.backward()
-    optimizer.step()
-    return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+def compiler_name() -> str:
+    """The command with which torch.compile compiles C++."""
+    usual = {"darwin": "clang++", "win32": "cl"}
+    return os.environ.get("CXX", usual.get(sys.platform, "g++"))
+
+
+def compiler_found() -> bool:
+    """Whether torch.compile can build what it generates."""
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    return shutil.which(compiler_name()) is not None and headers.is_file()
 
 
 @dataclass(frozen=True)
@@ -120,42 +111,101 @@ class EpochResult:
     accuracy: float
 
 
-def train_epoch(
+class Engine:
+    """Trains ``model`` on the splits' device, epoch by epoch, and measures it in between.
+
+    ``recorder`` is what captures, given only by tests without a GPU.
+    """
+
+    def __init__(
+        self,
+        choice: EngineChoice,
+        model: LeNet5,
+        optimizer: torch.optim.Optimizer,
+        splits: Splits,
+        params: TrainParams,
+        recorder: cuda_graph.Recorder = cuda_graph.record,
+    ) -> None:
+        self._model, self._optimizer, self._splits, self._params = model, optimizer, splits, params
+        plain = partial(batch_loss, model, splits.train, params)
+        fast = compiled(plain, params.deterministic) if choice.compiles else plain
+        self._steps: Callable[..., Tensor] = partial(run_steps, model, optimizer, plain, fast, params.batch_size)
+        self._counts: Callable[..., Tensor] = partial(count_all, model, list(splits.measured().values()))
+        if choice.name == "graph":
+            self._steps = cuda_graph.Replayed(self._steps, self._state, recorder)
+            self._counts = cuda_graph.Replayed(self._counts, list, recorder)
+
+    def train_epoch(self, plan: EpochPlan, rates: Sequence[float]) -> EpochResult:
+        """Train on every image once, in the plan's order, with one learning rate a step."""
+        size, device = self._params.batch_size, self._splits.train.labels.device
+        steps = max(1, min(len(plan.order) // size, STEPS_A_LAUNCH))
+        inputs = [part.to(device) for part in (plan.order, plan.flips, plan.shifts)]
+        launches = zip(
+            *(part.split(steps * size) for part in inputs), torch.tensor(rates, device=device).split(steps), strict=True
+        )
+        # Read from the device once: waiting after every step would leave a GPU idle.
+        losses, correct = torch.cat([self._steps(*launch) for launch in launches], dim=1).cpu()
+        sizes = torch.tensor([len(part) for part in plan.order.split(size)])
+        mean_loss = (losses * sizes).sum().item() / len(plan.order)
+        return EpochResult(losses, mean_loss, correct.sum().item() / len(plan.order))
+
+    def measure(self) -> dict[str, Measure]:
+        """The weights as they stand on every split that is measured."""
+        measured = self._splits.measured()
+        return {
+            name: Measure(loss, correct / len(split))
+            for (name, split), (loss, correct) in zip(measured.items(), self._counts().tolist(), strict=True)
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights and the optimizer's state."""
+        return {"model": self._model.state_dict(), "optimizer": self._optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from where ``state_dict`` was taken."""
+        self._model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        for function in (self._steps, self._counts):
+            if isinstance(function, cuda_graph.Replayed):
+                function.forget()  # the optimizer has new tensors
+
+    def _state(self) -> list[Tensor]:
+        state = [value for values in self._optimizer.state.values() for value in values.values()]
+        rates = [group["lr"] for group in self._optimizer.param_groups]
+        return [*self._model.parameters(), *state, *rates]
+
+
+def compiled(loss_of: BatchLoss, deterministic: bool) -> BatchLoss:
+    """``loss_of`` through torch.compile, its backward too; built when first called."""
+    # Deterministic: no kernel is chosen by timing it, for another may round otherwise.
+    fast: BatchLoss = torch.compile(loss_of, fullgraph=True, dynamic=False, options={"deterministic": deterministic})
+    return fast
+
+
+def run_steps(
     model: LeNet5,
     optimizer: torch.optim.Optimizer,
-    data: Split,
-    plan: EpochPlan,
-    rates: Sequence[float],
-    params: TrainParams,
-) -> EpochResult:
-    """Train on every image of ``data`` once, in the plan's order, with one learning rate a step."""
+    plain: BatchLoss,
+    fast: BatchLoss,
+    batch_size: int,
+    order: Tensor,
+    flips: Tensor,
+    shifts: Tensor,
+    rates: Tensor,
+) -> Tensor:
+    """Train along ``order`` (n,); a step's loss and how many images it got right, (2, steps) float64.
+
+    A batch that is smaller than the others goes through ``plain``: compiling for it would not be repaid.
+    """
     model.train()
-    augmented = params.augmentation.horizontal_flip or params.augmentation.shift
-    parts = zip(
-        rates,
-        plan.order.to(data.labels.device).split(params.batch_size),
-        plan.flips.to(data.labels.device).split(params.batch_size),
-        plan.shifts.to(data.labels.device).split(params.batch_size),
-        strict=True,
-    )
     results = []
-    for rate, order, flips, shifts in parts:
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        images = data.images[order]
-        if augmented:
-            images = augment(images, flips, shifts)
-        results.append(train_step(model, optimizer, images, data.labels[order], params.label_smoothing))
-    # Read from the device once: waiting after every step would leave a GPU idle.
-    losses, correct = (torch.stack(column).cpu() for column in zip(*results, strict=True))
-    sizes = torch.tensor([len(order) for order in plan.order.split(params.batch_size)])
-    mean_loss = (losses.double() * sizes).sum().item() / len(data)
-    return EpochResult(losses, mean_loss, correct.sum().item() / len(data))
+    batches = zip(order.split(batch_size), flips.split(batch_size), shifts.split(batch_size), strict=True)
+    for batch, rate in zip(batches, rates, strict=True):
+        loss_of = fast if len(batch[0]) == batch_size else plain
+        results.append(train_step(loss_of, optimizer, batch, rate))
+    return torch.stack([torch.stack(column).double() for column in zip(*results, strict=True)])
 
 
-def _anneal(start: float, end: float, progress: float) -> float:
-    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
-
-
-def _inside(pixels: Tensor) -> Tensor:
-    return (pixels >= 0) & (pixels < IMAGE_SIZE)
+def count_all(model: LeNet5, splits: list[Split]) -> Tensor:
+    """Mean loss and number of rightly classified images of each of ``splits``, (splits, 2) float64."""
+    return torch.stack([count(model, split) for split in splits])

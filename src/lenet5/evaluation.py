@@ -12,16 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lenet5.datasets import Split
-from lenet5.engine import to_float
+from lenet5.datasets import Split, to_float
 from lenet5.errors import UserError
 from lenet5.fashion_mnist import CLASSES
 from lenet5.files import read_trusted
 from lenet5.model import LeNet5
 from lenet5.params import ModelParams
 
-BATCH = 2000
-"""Large enough to fill a CPU or GPU, small enough for the activations to stay in cache."""
+BATCH = 250
+"""On a CPU: small enough for the activations to stay in its cache, twice as fast as 2,000 images at a time."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,17 @@ class Measure:
 def predict(model: LeNet5, images: Tensor) -> Tensor:
     """Logits (n, 10) for images (n, 28, 28) uint8, with dropout off."""
     model.eval()
+    size = BATCH if images.device.type == "cpu" else max(1, len(images))
     with torch.inference_mode():
-        return torch.cat([model(to_float(batch)) for batch in images.split(BATCH)])
+        return torch.cat([model(to_float(batch)) for batch in images.split(size)])
+
+
+def count(model: LeNet5, split: Split) -> Tensor:
+    """Mean loss and number of rightly classified images of ``split``, (2,) float64, left on the device."""
+    logits = predict(model, split.images)
+    loss = F.cross_entropy(logits, split.labels)
+    correct = (logits.argmax(1) == split.labels).sum()
+    return torch.stack([loss.double(), correct.double()])
 
 
 def feature_maps(model: LeNet5, image: Tensor) -> dict[str, Tensor]:
@@ -55,10 +63,8 @@ def feature_maps(model: LeNet5, image: Tensor) -> dict[str, Tensor]:
 
 def measure(model: LeNet5, split: Split) -> Measure:
     """Loss and accuracy of ``model`` as it stands on ``split``."""
-    logits = predict(model, split.images)
-    loss = F.cross_entropy(logits, split.labels)
-    correct = (logits.argmax(1) == split.labels).sum()
-    return Measure(loss.item(), correct.item() / len(split))
+    loss, correct = count(model, split).tolist()
+    return Measure(loss, correct / len(split))
 
 
 def load_weights(path: Path, sha256: str, params: ModelParams) -> LeNet5:

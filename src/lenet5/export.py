@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lenet5.engine import to_float
+from lenet5.datasets import to_float
 from lenet5.errors import UserError
 from lenet5.fashion_mnist import CLASSES, IMAGE_SIZE
 from lenet5.model import LeNet5

@@ -91,6 +91,12 @@ class TrainParams(Section):
     seed: Seed
     deterministic: bool = Field(description="Refuse operations whose result may differ between two runs.")
     device: Literal["auto", "cpu", "cuda"]
+    engine: Literal["auto", "eager", "compiled", "graph"] = Field(
+        description="How the steps run; the arithmetic is the same. graph is for CUDA."
+    )
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        description="Of products and convolutions while training. tf32 is for CUDA."
+    )
 
 
 class EvaluateParams(Section):

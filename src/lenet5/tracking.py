@@ -33,11 +33,13 @@ from mlflow.models import ModelSignature
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.types import Schema, TensorSpec
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from lenet5.errors import UserError
 from lenet5.experiment_page import experiment_tags
 from lenet5.fashion_mnist import CLASSES, IMAGE_SIZE
 from lenet5.files import digest
+from lenet5.history import EpochRow
 from lenet5.lineage import Code, data_digest, without_credentials
 from lenet5.model_card import completed, page, summary
 from lenet5.outs import CARD, CARD_PAGE, ONNX, PREDICTIONS, PROGRAM, REGISTRATION
@@ -47,6 +49,7 @@ from lenet5.record import (
     Point,
     Result,
     best_figures,
+    epoch_points,
     final_figures,
     flat_params,
     history_points,
@@ -270,6 +273,35 @@ def record(store: Store, result: Result, tags: Mapping[str, str], code: Code) ->
             "version": int(version.version),
             **asdict(decision),
         }
+
+
+def record_seeds(
+    store: Store,
+    params: Params,
+    replicas: Sequence[tuple[int, Sequence[EpochRow], Mapping[str, float]]],
+    summary: Mapping[str, float],
+    tags: Mapping[str, str],
+    code: Code,
+) -> str:
+    """Record replicas (seed, history, figures) as one run with ``summary`` and a child for each; its run id."""
+    recipe = flat_params(params, "data", "model", "train")
+    with user_errors(store.uri):
+        shared = {name: value for name, value in recipe.items() if name != "train.seed"}
+        name = f"{run_name(params)}-and-{len(replicas) - 1}-more"
+        parent = store.create_run(name, tags, shared | {"seeds": str(len(replicas))}, code)
+        for seed, rows, figures in replicas:
+            child_tags = {**tags, MLFLOW_PARENT_RUN_ID: parent.info.run_id}
+            child = store.create_run(f"seed-{seed}", child_tags, recipe | {"train.seed": str(seed)}, code)
+            _log_points(store.client, child.info.run_id, [point for row in rows for point in epoch_points(row, None)])
+            _log_figures(store.client, child.info.run_id, figures)
+        _log_figures(store.client, parent.info.run_id, summary)
+        return str(parent.info.run_id)
+
+
+def _log_figures(client: MlflowClient, run_id: str, figures: Mapping[str, float]) -> None:
+    now = time.time_ns() // 1_000_000
+    client.log_batch(run_id, metrics=[Metric(key, value, now, 0) for key, value in figures.items()])
+    client.set_terminated(run_id, "FINISHED")
 
 
 def _find_or_create(store: Store, result: Result, tags: Mapping[str, str], code: Code) -> MlflowRun:

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from lenet5.datasets import Splits
-from lenet5.engine import EpochResult, draw_plan, learning_rates, make_optimizer, train_epoch
+from lenet5.engine import Engine, EngineChoice, EpochResult
 from lenet5.errors import UserError
-from lenet5.evaluation import measure
+from lenet5.evaluation import Measure
 from lenet5.history import EpochRow
 from lenet5.model import LeNet5
 from lenet5.params import ModelParams, TrainParams
+from lenet5.recipe import draw_plan, learning_rates, make_optimizer
 
 
 def make_model(params: ModelParams, seed: int, device: torch.device) -> LeNet5:
@@ -30,13 +31,13 @@ class Training:
     history so far. ``model`` must be on the device of ``splits``.
     """
 
-    def __init__(self, model: LeNet5, splits: Splits, params: TrainParams) -> None:
+    def __init__(self, model: LeNet5, splits: Splits, params: TrainParams, choice: EngineChoice) -> None:
         self.rows: list[EpochRow] = []
         self.weights: dict[str, Tensor] = {}
         self.chosen_epoch = 0
         self._lowest, self._lowest_epoch = math.inf, 0
         self._model, self._splits, self._params = model, splits, params
-        self._optimizer = make_optimizer(model, params)
+        self._engine = Engine(choice, model, make_optimizer(model.parameters(), params), splits, params)
         self._generator = torch.Generator().manual_seed(params.seed)
         self._steps = math.ceil(len(splits.train) / params.batch_size)
         self._rates = learning_rates(params, self._steps * params.epochs)
@@ -52,8 +53,7 @@ class Training:
     def state_dict(self) -> dict[str, Any]:
         """All that decides how training goes on: tensors and plain values only."""
         return {
-            "model": self._model.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
+            "engine": self._engine.state_dict(),
             "generator": self._generator.get_state(),
             "random": _random_states(self._splits.train.labels.device),
             "rows": [asdict(row) for row in self.rows],
@@ -65,8 +65,7 @@ class Training:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from where ``state_dict`` was taken."""
-        self._model.load_state_dict(state["model"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        self._engine.load_state_dict(state["engine"])
         self._generator.set_state(state["generator"])
         _set_random_states(state["random"], self._splits.train.labels.device)
         self.rows = [EpochRow(**row) for row in state["rows"]]
@@ -80,9 +79,9 @@ class Training:
         done = len(self.rows)
         rates = self._rates[done * self._steps : (done + 1) * self._steps]
         plan = draw_plan(len(self._splits.train), self._params.augmentation, self._generator)
-        result = train_epoch(self._model, self._optimizer, self._splits.train, plan, rates, self._params)
+        result = self._engine.train_epoch(plan, rates)
         _refuse_divergence(result, done + 1, rates)
-        row = _measure_epoch(self._model, self._splits, result, done + 1, rates[-1])
+        row = _epoch_row(self._engine.measure(), result, done + 1, rates[-1])
         self._choose(row)
         self.rows.append(row)
         return row
@@ -98,8 +97,7 @@ class Training:
             self.chosen_epoch = row.epoch
 
 
-def _measure_epoch(model: LeNet5, splits: Splits, result: EpochResult, epoch: int, rate: float) -> EpochRow:
-    measures = {name: measure(model, split) for name, split in splits.measured().items()}
+def _epoch_row(measures: dict[str, Measure], result: EpochResult, epoch: int, rate: float) -> EpochRow:
     validation = measures.get("validation")
     gap = measures["train"].gap_to(validation or measures["test"])
     for one in measures.values():

@@ -35,6 +35,8 @@ CONTENT: dict[str, Any] = {
         "seed": 0,
         "deterministic": True,
         "device": "cpu",
+        "engine": "eager",
+        "precision": "fp32",
     },
     "evaluate": {"confidence": 0.95, "calibration_bins": 15},
     "export": {"opset": 20, "tolerance": 1e-4},

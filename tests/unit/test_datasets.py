@@ -2,10 +2,12 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torchvision.transforms.functional import to_tensor
 
-from lenet5.datasets import Split, Splits, load_splits, load_test
+from lenet5.datasets import Split, Splits, load_splits, load_test, to_float
 from lenet5.errors import UserError
 from lenet5.fashion_mnist import SHA256, TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS, is_verified
 from lenet5.files import digest
@@ -129,3 +131,11 @@ def test_a_missing_file_is_told_with_what_fetches_it(raw_dir: Path, name: str) -
     assert not is_verified(raw_dir / name)
     with pytest.raises(UserError, match=f"{name}: not found; `dvc repro download` makes it"):
         load(raw_dir)
+
+
+def test_to_float_is_what_torchvision_does() -> None:
+    image = np.arange(28 * 28, dtype=np.uint8).reshape(28, 28)
+    assert set(image.ravel()) == set(range(256))
+    batch = to_float(torch.from_numpy(image)[None])
+    assert torch.equal(batch[0], to_tensor(image))
+    assert batch.dtype == torch.float32

@@ -1,127 +1,55 @@
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
-from torchvision.transforms.functional import to_tensor
+from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from lenet5.datasets import Split
+from lenet5 import engine as engine_module
+from lenet5.cuda_graph import WARM_UPS
+from lenet5.datasets import Split, Splits, to_float
 from lenet5.engine import (
-    augment,
-    draw_plan,
-    learning_rates,
-    make_optimizer,
+    Engine,
+    EngineChoice,
+    EpochResult,
+    choose_engine,
+    count_all,
     pick_device,
     set_deterministic,
-    to_float,
-    train_epoch,
+    set_precision,
 )
 from lenet5.errors import UserError
+from lenet5.evaluation import measure
 from lenet5.model import LeNet5
 from lenet5.params import AugmentationParams, ModelParams, TrainParams
+from lenet5.recipe import EpochPlan, augment, batch_loss, draw_plan, make_optimizer
 
 TrainParamsOf = Callable[..., TrainParams]
-SCHEDULERS: dict[str, Callable[[torch.optim.Optimizer, int], LRScheduler]] = {
-    "cosine": lambda optimizer, steps: CosineAnnealingLR(optimizer, T_max=steps),
-    "onecycle": lambda optimizer, steps: OneCycleLR(optimizer, 0.1, total_steps=steps, cycle_momentum=False),
-}
+EAGER = EngineChoice("eager", False, "")
+GRAPH = EngineChoice("graph", False, "")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 def plan_generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def train_epoch(model: LeNet5, data: Split, plan: EpochPlan, rates: list[float], params: TrainParams) -> EpochResult:
+    splits = Splits(data, data, None, data)
+    engine = Engine(EAGER, model, make_optimizer(model.parameters(), params), splits, params)
+    return engine.train_epoch(plan, rates)
+
+
 @pytest.fixture
 def model(model_params: Callable[..., ModelParams]) -> LeNet5:
     torch.manual_seed(0)
     return LeNet5(model_params())
-
-
-@pytest.mark.parametrize("schedule", ["cosine", "onecycle"])
-@pytest.mark.parametrize("steps", [2, 7, 100, 999])
-def test_learning_rates_are_those_of_pytorchs_schedulers(
-    train_params: TrainParamsOf, schedule: str, steps: int
-) -> None:
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
-    scheduler = SCHEDULERS[schedule](optimizer, steps)
-    expected = []
-    for step in range(steps):
-        expected.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        if step < steps - 1:
-            scheduler.step()
-    assert learning_rates(train_params(schedule=schedule, lr=0.1), steps) == pytest.approx(
-        expected, rel=1e-9, abs=1e-12
-    )
-
-
-def test_constant_learning_rate(train_params: TrainParamsOf) -> None:
-    assert learning_rates(train_params(lr=0.9), 4) == [0.9] * 4
-
-
-@pytest.mark.parametrize("schedule", ["constant", "cosine", "onecycle"])
-@given(steps=st.integers(1, 200))
-def test_every_step_has_a_learning_rate_that_never_exceeds_the_one_set(
-    train_params: TrainParamsOf, schedule: str, steps: int
-) -> None:
-    rates = learning_rates(train_params(schedule=schedule, lr=0.5), steps)
-    assert len(rates) == steps
-    assert all(0 < rate <= 0.5 for rate in rates)
-
-
-def augment_by_hand(image: torch.Tensor, flip: bool, down: int, right: int) -> np.ndarray:
-    pixels = np.fliplr(image.numpy()) if flip else image.numpy()
-    moved = np.zeros_like(pixels)
-    for row in range(28):
-        for column in range(28):
-            if 0 <= row - down < 28 and 0 <= column - right < 28:
-                moved[row, column] = pixels[row - down, column - right]
-    return moved
-
-
-@given(st.lists(st.tuples(st.booleans(), st.integers(-29, 29), st.integers(-29, 29)), min_size=1, max_size=3))
-def test_augmentation_mirrors_and_then_moves_and_black_moves_in(changes: list[tuple[bool, int, int]]) -> None:
-    images = torch.randint(1, 256, (len(changes), 28, 28), dtype=torch.uint8, generator=plan_generator())
-    flips, downs, rights = (torch.tensor(column) for column in zip(*changes, strict=True))
-    result = augment(images, flips, torch.stack([downs, rights], dim=1))
-    assert result.dtype == torch.uint8
-    for image, change, changed in zip(images, changes, result, strict=True):
-        np.testing.assert_array_equal(changed.numpy(), augment_by_hand(image, *change))
-
-
-@given(st.integers(1, 300), st.booleans(), st.integers(0, 14), st.integers(0, 10))
-def test_every_image_comes_once_an_epoch(size: int, flip: bool, shift: int, seed: int) -> None:
-    plan = draw_plan(size, AugmentationParams(horizontal_flip=flip, shift=shift), plan_generator(seed))
-    assert plan.order.sort().values.tolist() == list(range(size))
-    assert plan.flips.shape == (size,)
-    assert plan.shifts.shape == (size, 2)
-    assert plan.shifts.abs().max() <= shift
-    assert flip or not plan.flips.any()
-
-
-def test_half_the_images_are_mirrored_and_all_shifts_occur() -> None:
-    plan = draw_plan(2000, AugmentationParams(horizontal_flip=True, shift=2), plan_generator())
-    assert 900 < plan.flips.sum() < 1100
-    for axis in plan.shifts.T:
-        assert axis.unique().tolist() == [-2, -1, 0, 1, 2]
-
-
-def test_the_seed_decides_the_plan_and_each_epoch_has_its_own() -> None:
-    augmentation = AugmentationParams(horizontal_flip=True, shift=3)
-    generator = plan_generator(1)
-    first, second = (draw_plan(50, augmentation, generator) for _ in range(2))
-    again = draw_plan(50, augmentation, plan_generator(1))
-    other = draw_plan(50, augmentation, plan_generator(2))
-    for name in ("order", "flips", "shifts"):
-        assert torch.equal(getattr(first, name), getattr(again, name))
-        assert not torch.equal(getattr(first, name), getattr(second, name))
-        assert not torch.equal(getattr(first, name), getattr(other, name))
 
 
 def test_running_figures_weigh_every_image_alike_though_the_last_batch_is_smaller(
@@ -131,7 +59,7 @@ def test_running_figures_weigh_every_image_alike_though_the_last_batch_is_smalle
     plan = draw_plan(10, params.augmentation, plan_generator())
     logits = model(to_float(data.images))
     losses = F.cross_entropy(logits, data.labels, reduction="none")
-    still = train_epoch(model, make_optimizer(model, params), data, plan, [0.0] * 3, params)
+    still = train_epoch(model, data, plan, [0.0] * 3, params)
     assert still.mean_loss == pytest.approx(losses.mean().item())
     assert still.accuracy == (logits.argmax(1) == data.labels).sum().item() / 10
     by_step = [losses[batch].mean().item() for batch in plan.order.split(4)]
@@ -153,7 +81,7 @@ def test_an_epoch_is_plain_gradient_descent_along_its_plan(
     params = train_params(batch_size=4, label_smoothing=smoothing, augmentation=changes)
     plan = draw_plan(10, changes, plan_generator())
     by_hand = deepcopy(model)
-    train_epoch(model, make_optimizer(model, params), data, plan, rates, params)
+    train_epoch(model, data, plan, rates, params)
     for step, rate in enumerate(rates):
         places = slice(step * 4, step * 4 + 4)
         images = augment(data.images[plan.order[places]], plan.flips[places], plan.shifts[places])
@@ -165,14 +93,6 @@ def test_an_epoch_is_plain_gradient_descent_along_its_plan(
                 weight -= rate * gradient
     for actual, expected in zip(model.parameters(), by_hand.parameters(), strict=True):
         torch.testing.assert_close(actual, expected)
-
-
-def test_to_float_is_what_torchvision_does() -> None:
-    image = np.arange(28 * 28, dtype=np.uint8).reshape(28, 28)
-    assert set(image.ravel()) == set(range(256))
-    batch = to_float(torch.from_numpy(image)[None])
-    assert torch.equal(batch[0], to_tensor(image))
-    assert batch.dtype == torch.float32
 
 
 def test_asking_for_cuda_without_cuda_is_a_mistake_a_person_can_mend(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,24 +116,6 @@ def test_device_names(monkeypatch: pytest.MonkeyPatch, name: str, available: boo
     assert pick_device(name) == torch.device(device)
 
 
-@pytest.mark.parametrize(
-    ("changes", "kind", "expected"),
-    [
-        ({"momentum": 0.9, "weight_decay": 0.01}, torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}),
-        ({"optimizer": "adamw", "weight_decay": 0.02}, torch.optim.AdamW, {"lr": 0.1, "weight_decay": 0.02}),
-        ({"optimizer": "adamw"}, torch.optim.AdamW, {"weight_decay": 0.0}),
-    ],
-)
-def test_the_optimizer_is_the_one_asked_for_over_every_weight(
-    model: LeNet5, train_params: TrainParamsOf, changes: dict[str, object], kind: type, expected: dict[str, float]
-) -> None:
-    optimizer = make_optimizer(model, train_params(**changes))
-    assert type(optimizer) is kind
-    (group,) = optimizer.param_groups
-    assert expected.items() <= group.items()
-    assert sum(weight.numel() for weight in group["params"]) == 61_706
-
-
 @pytest.fixture
 def _deterministic_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
@@ -233,3 +135,133 @@ def test_deterministic_can_be_switched_on_and_off() -> None:
     set_deterministic(False)
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.backends.cudnn.benchmark
+
+
+def replaying(function: Callable[[], Tensor], state: Sequence[Tensor]) -> tuple[Callable[[], None], Tensor]:
+    """What cuda_graph.record does, without a GPU: warm up, put back, and compute into memory that stays."""
+    saved, random = [tensor.detach().clone() for tensor in state], torch.get_rng_state()
+    for _ in range(WARM_UPS):
+        result = function()
+    with torch.no_grad():
+        for tensor, value in zip(state, saved, strict=True):
+            tensor.copy_(value)
+    torch.set_rng_state(random)
+    return lambda: result.copy_(function()), result
+
+
+COMBINATIONS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({}, {"momentum": 0.9, "schedule": "cosine"}),
+    ({"pooling": "max", "c3": "paper"}, {"optimizer": "adamw", "lr": 0.002, "schedule": "onecycle"}),
+    ({"activation": "sigmoid"}, {"weight_decay": 0.01, "batch_size": 32}),
+    ({"dropout": 0.3}, {"augmentation": {"horizontal_flip": True, "shift": 2}, "label_smoothing": 0.1}),
+]
+
+
+@pytest.mark.parametrize("launch", [1, 2, 500])
+@pytest.mark.parametrize(("model_changes", "changes"), COMBINATIONS, ids=str)
+def test_recorded_steps_see_each_epochs_plan_rates_and_weights_and_nothing_of_the_warm_up(
+    model_params: Callable[..., ModelParams],
+    train_params: TrainParamsOf,
+    splits: Splits,
+    monkeypatch: pytest.MonkeyPatch,
+    model_changes: dict[str, Any],
+    changes: dict[str, Any],
+    launch: int,
+) -> None:
+    monkeypatch.setattr(engine_module, "STEPS_A_LAUNCH", launch)
+    params = train_params(**changes)
+    steps = -(-len(splits.train) // params.batch_size)
+    histories = []
+    for choice in (EAGER, GRAPH):
+        torch.manual_seed(0)
+        model = LeNet5(model_params(**model_changes))
+        engine = Engine(choice, model, make_optimizer(model.parameters(), params), splits, params, replaying)
+        generator, history, middle = plan_generator(), [], None
+        for epoch in range(3):
+            plan = draw_plan(len(splits.train), params.augmentation, generator)
+            result = engine.train_epoch(plan, [0.05 / (epoch + 1 + step) for step in range(steps)])
+            history.append((result.losses.tolist(), result.accuracy, engine.measure()))
+            middle = middle or (deepcopy(engine.state_dict()), generator.get_state(), torch.get_rng_state())
+        engine.load_state_dict(middle[0])
+        generator.set_state(middle[1])
+        torch.set_rng_state(middle[2])
+        plan = draw_plan(len(splits.train), params.augmentation, generator)
+        again = engine.train_epoch(plan, [0.05 / (2 + step) for step in range(steps)])
+        assert (again.losses.tolist(), again.accuracy, engine.measure()) == history[1]
+        histories.append(history)
+    assert histories[0] == histories[1]
+
+
+def test_an_engine_measures_what_evaluation_measures(
+    model: LeNet5, train_params: TrainParamsOf, splits: Splits
+) -> None:
+    params = train_params()
+    engine = Engine(EAGER, model, make_optimizer(model.parameters(), params), splits, params)
+    assert engine.measure() == {name: measure(model, split) for name, split in splits.measured().items()}
+
+
+@pytest.mark.parametrize(
+    ("device", "compiler", "epochs", "name", "compiles", "reason"),
+    [
+        (CUDA, True, 1, "graph", True, "its step compiled"),
+        (CUDA, False, 1, "graph", False, r"want of a C\+\+ compiler"),
+        (CPU, False, 1000, "eager", False, r"no C\+\+ compiler"),
+        (CPU, True, 2, "eager", False, "2 epochs do not repay"),
+        (CPU, True, 1000, "compiled", True, "1000 epochs repay"),
+    ],
+)
+def test_auto_takes_the_fastest_engine_that_pays_and_says_why(
+    train_params: TrainParamsOf, monkeypatch: pytest.MonkeyPatch, device: torch.device, compiler: bool, epochs: int,
+    name: str, compiles: bool, reason: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(engine_module, "compiler_found", lambda: compiler)
+    choice = choose_engine(train_params(engine="auto", epochs=epochs), 55_000, device)
+    assert (choice.name, choice.compiles) == (name, compiles)
+    assert re.search(reason, choice.reason)
+
+
+@pytest.mark.parametrize("engine", ["eager", "compiled", "graph"])
+def test_an_engine_asked_for_is_taken(
+    train_params: TrainParamsOf, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    monkeypatch.setattr(engine_module, "compiler_found", lambda: True)
+    assert choose_engine(train_params(engine=engine), 100, CUDA).name == engine
+
+
+def test_engines_that_cannot_work_here_are_mistakes_a_person_can_mend(
+    train_params: TrainParamsOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match=r"train\.engine: graph is for CUDA devices"):
+        choose_engine(train_params(engine="graph"), 100, CPU)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match=r"train\.engine: compiled needs a C\+\+ compiler \(no-such-compiler\)"):
+        choose_engine(train_params(engine="compiled"), 100, CPU)
+    with pytest.raises(UserError, match=r"train\.precision: tf32 is for CUDA devices"):
+        set_precision("tf32", CPU)
+
+
+def test_tf32_is_what_precision_says_and_nothing_else() -> None:
+    for precision, allowed in (("tf32", True), ("bf16", False), ("fp32", False)):
+        set_precision(precision, CUDA)
+        assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == allowed
+
+
+@pytest.mark.parametrize(("model_changes", "changes"), COMBINATIONS, ids=str)
+def test_loss_and_measuring_on_cuda_wait_for_nothing_and_mix_no_devices(
+    model_params: Callable[..., ModelParams],
+    train_params: TrainParamsOf,
+    model_changes: dict[str, Any],
+    changes: dict[str, Any],
+) -> None:
+    # Tensors without content need no GPU, and reading one, which no CUDA graph could hold, raises.
+    params = train_params(**changes)
+    with FakeTensorMode(), CUDA, torch.no_grad():
+        model = LeNet5(model_params(**model_changes))
+        data = Split(torch.empty(32, 28, 28, dtype=torch.uint8), torch.empty(32, dtype=torch.long))
+        order, flips, shifts = torch.arange(10), torch.zeros(10, dtype=torch.bool), torch.zeros(10, 2, dtype=torch.long)
+        loss, correct = batch_loss(model, data, params, order, flips, shifts)
+        counts = count_all(model, [data, data])
+        with pytest.raises(DataDependentOutputException):
+            loss.item()
+    assert {loss.device.type, correct.device.type, counts.device.type} == {"cuda"}
+    assert counts.shape == (2, 2)

@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lenet5 import evaluation
-from lenet5.datasets import Split
-from lenet5.engine import to_float
+from lenet5.datasets import Split, to_float
 from lenet5.errors import UserError
 from lenet5.evaluation import (
     Measure,

@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from lenet5 import training as training_module
+from lenet5 import engine as engine_module
 from lenet5.datasets import Split, Splits
-from lenet5.engine import learning_rates
+from lenet5.engine import choose_engine
 from lenet5.errors import UserError
-from lenet5.evaluation import Measure, measure
+from lenet5.evaluation import Measure, count, measure
 from lenet5.params import ModelParams, TrainParams
+from lenet5.recipe import learning_rates
 from lenet5.training import Training, make_model
 
 CPU = torch.device("cpu")
@@ -26,7 +27,8 @@ Start = Callable[..., Training]
 def start(model_params: Callable[..., ModelParams], train_params: Callable[..., TrainParams], splits: Splits) -> Start:
     def begin(images: Splits = splits, model: dict[str, Any] | None = None, **changes: Any) -> Training:
         params = train_params(**changes)
-        return Training(make_model(model_params(**(model or {})), params.seed, CPU), images, params)
+        engine = choose_engine(params, len(images.train), CPU)
+        return Training(make_model(model_params(**(model or {})), params.seed, CPU), images, params, engine)
 
     return begin
 
@@ -163,6 +165,7 @@ def test_training_twice_with_one_seed_gives_identical_weights_and_history(start:
         {"batch_size": 32},
         {"batch_size": 60_000},
         {"lr": 0.05},
+        {"precision": "bf16"},
         {"seed": 1},
     ],
     ids=str,
@@ -205,10 +208,10 @@ def test_divergence_in_the_last_step_of_an_epoch_is_told_too(start: Start) -> No
 def test_divergence_seen_only_on_images_never_trained_on_is_told_too(
     start: Start, splits: Splits, split: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def overflowing(model: Any, data: Any) -> Measure:
-        return Measure(math.inf, 0.0) if data is getattr(splits, split) else measure(model, data)
+    def overflowing(model: Any, data: Any) -> Tensor:
+        return torch.tensor([math.inf, 0.0]) if data is getattr(splits, split) else count(model, data)
 
-    monkeypatch.setattr(training_module, "measure", overflowing)
+    monkeypatch.setattr(engine_module, "count", overflowing)
     with pytest.raises(UserError, match="the loss became inf after epoch 1"):
         finish(start())
 
@@ -219,6 +222,7 @@ RESUMABLE: list[dict[str, Any]] = [
     {"model": {"dropout": 0.4}, "augmentation": {"horizontal_flip": True, "shift": 2}},
     {**OVERFITTING, "patience": 2},
     {"weights": "last"},
+    {"precision": "bf16"},
 ]
 
 

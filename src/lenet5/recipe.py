@@ -1,0 +1,153 @@
+"""What a step of training computes: the batch, its loss, the gradient, the optimizer, the learning rate.
+
+Everything here works on tensors of one device and runs alike as it stands, compiled, or captured in a CUDA graph.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lenet5.datasets import Split, to_float
+from lenet5.fashion_mnist import IMAGE_SIZE
+from lenet5.params import AugmentationParams, TrainParams
+
+ONECYCLE_WARMUP, ONECYCLE_START, ONECYCLE_END = (
+    0.3,
+    1 / 25,
+    1 / 250_000,
+)  # as torch.optim.lr_scheduler.OneCycleLR
+
+BatchLoss = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(order, flips, shifts) of a batch -> its mean loss and how many of its images are classified rightly."""
+
+
+def learning_rates(params: TrainParams, steps: int) -> list[float]:
+    """The learning rate of every step of training.
+
+    onecycle: L. Smith, "Super-Convergence", 2018, with both halves annealed by cosine.
+    """
+    if params.schedule == "cosine":
+        return [params.lr * _anneal(1, 0, step / steps) for step in range(steps)]
+    if params.schedule == "onecycle":
+        peak, last = ONECYCLE_WARMUP * steps - 1, steps - 1
+        up = [_anneal(ONECYCLE_START, 1, step / peak) for step in range(steps) if step <= peak]
+        down = [_anneal(1, ONECYCLE_END, (step - peak) / (last - peak)) for step in range(len(up), steps)]
+        return [params.lr * factor for factor in up + down]
+    return [params.lr] * steps
+
+
+def make_optimizer(weights: Iterable[nn.Parameter], params: TrainParams) -> torch.optim.Optimizer:
+    """The optimizer that ``params`` name, over all of ``weights``, its state there from the start.
+
+    Its learning rate is a tensor beside the weights, so that a captured step reads what is copied into it.
+    """
+    weights = list(weights)
+    device = weights[0].device
+    optimizer: torch.optim.Optimizer
+    if params.optimizer == "adamw":
+        optimizer = torch.optim.AdamW(
+            weights, lr=0, weight_decay=params.weight_decay, fused=True, capturable=device.type == "cuda"
+        )
+    else:
+        optimizer = torch.optim.SGD(
+            weights, lr=0, momentum=params.momentum, weight_decay=params.weight_decay, fused=True
+        )
+    _create_state(optimizer, weights)
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(params.lr, device=device)
+    return optimizer
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """Everything random about an epoch but dropout, drawn ahead so that every device sees the same.
+
+    ``order`` (n,) int64; ``flips`` (n,) bool and ``shifts`` (n, 2) int64 pixels for the image at each place.
+    """
+
+    order: Tensor
+    flips: Tensor
+    shifts: Tensor
+
+
+def draw_plan(size: int, augmentation: AugmentationParams, generator: torch.Generator) -> EpochPlan:
+    """A fresh order of ``size`` images and a fresh change for each."""
+    order = torch.randperm(size, generator=generator)
+    if augmentation.horizontal_flip:
+        flips = torch.rand(size, generator=generator) < 0.5
+    else:
+        flips = torch.zeros(size, dtype=torch.bool)
+    reach = augmentation.shift
+    return EpochPlan(order, flips, torch.randint(-reach, reach + 1, (size, 2), generator=generator))
+
+
+def augment(images: Tensor, flips: Tensor, shifts: Tensor) -> Tensor:
+    """Mirror, then move down and right by ``shifts``, each of ``images`` (B, 28, 28); what moves in is black."""
+    pixels = torch.arange(IMAGE_SIZE, device=images.device)
+    rows = pixels - shifts[:, :1]
+    columns = pixels - shifts[:, 1:]
+    columns = torch.where(flips[:, None], IMAGE_SIZE - 1 - columns, columns)
+    inside = _inside(rows)[:, :, None] & _inside(columns)[:, None, :]
+    rows, columns = rows.clamp(0, IMAGE_SIZE - 1), columns.clamp(0, IMAGE_SIZE - 1)
+    image = torch.arange(len(images), device=images.device)[:, None, None]
+    return images[image, rows[:, :, None], columns[:, None, :]] * inside
+
+
+def batch_loss(
+    model: nn.Module, data: Split, params: TrainParams, order: Tensor, flips: Tensor, shifts: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mean loss of ``model`` on the images at ``order`` (B,), changed as asked, and how many it gets right."""
+    images = draw_batch(data.images, params.augmentation, order, flips, shifts)
+    labels = data.labels[order]
+    # The cache of converted weights would outlive a captured step.
+    with torch.autocast(labels.device.type, torch.bfloat16, params.precision == "bf16", cache_enabled=False):
+        logits = model(to_float(images))
+        loss = F.cross_entropy(logits, labels, label_smoothing=params.label_smoothing)
+    return loss, (logits.detach().argmax(1) == labels).sum()
+
+
+def draw_batch(
+    images: Tensor, augmentation: AugmentationParams, order: Tensor, flips: Tensor, shifts: Tensor
+) -> Tensor:
+    """The (B, 28, 28) uint8 images at ``order`` (B,), augmented when asked."""
+    batch = images[order]
+    return augment(batch, flips, shifts) if augmentation.horizontal_flip or augmentation.shift else batch
+
+
+def train_step(
+    loss_of: BatchLoss,
+    optimizer: torch.optim.Optimizer,
+    batch: tuple[Tensor, Tensor, Tensor],
+    rate: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """One step of gradient descent at learning rate ``rate``; the batch's loss and hits, left on the device."""
+    for group in optimizer.param_groups:
+        group["lr"].copy_(rate)
+    optimizer.zero_grad(set_to_none=True)
+    losses, correct = loss_of(*batch)
+    losses.backward(torch.ones_like(losses))
+    optimizer.step()
+    return losses.detach(), correct
+
+
+def _create_state(optimizer: torch.optim.Optimizer, weights: list[nn.Parameter]) -> None:
+    """Give ``optimizer`` the zeros it starts from, as tensors that a captured step can point at."""
+    for weight in weights:
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step()  # its learning rate is still zero: this moves nothing
+    optimizer.zero_grad(set_to_none=True)
+    for state in optimizer.state.values():
+        for value in state.values():
+            value.zero_()
+
+
+def _anneal(start: float, end: float, progress: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def _inside(pixels: Tensor) -> Tensor:
+    return (pixels >= 0) & (pixels < IMAGE_SIZE)

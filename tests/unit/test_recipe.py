@@ -1,0 +1,149 @@
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
+
+from lenet5.model import LeNet5
+from lenet5.params import AugmentationParams, ModelParams, TrainParams
+from lenet5.recipe import augment, draw_plan, learning_rates, make_optimizer
+
+TrainParamsOf = Callable[..., TrainParams]
+SCHEDULERS: dict[str, Callable[[torch.optim.Optimizer, int], LRScheduler]] = {
+    "cosine": lambda optimizer, steps: CosineAnnealingLR(optimizer, T_max=steps),
+    "onecycle": lambda optimizer, steps: OneCycleLR(optimizer, 0.1, total_steps=steps, cycle_momentum=False),
+}
+
+
+def plan_generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def model(model_params: Callable[..., ModelParams]) -> LeNet5:
+    torch.manual_seed(0)
+    return LeNet5(model_params())
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "onecycle"])
+@pytest.mark.parametrize("steps", [2, 7, 100, 999])
+def test_learning_rates_are_those_of_pytorchs_schedulers(
+    train_params: TrainParamsOf, schedule: str, steps: int
+) -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    scheduler = SCHEDULERS[schedule](optimizer, steps)
+    expected = []
+    for step in range(steps):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if step < steps - 1:
+            scheduler.step()
+    assert learning_rates(train_params(schedule=schedule, lr=0.1), steps) == pytest.approx(
+        expected, rel=1e-9, abs=1e-12
+    )
+
+
+def test_constant_learning_rate(train_params: TrainParamsOf) -> None:
+    assert learning_rates(train_params(lr=0.9), 4) == [0.9] * 4
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "onecycle"])
+@given(steps=st.integers(1, 200))
+def test_every_step_has_a_learning_rate_that_never_exceeds_the_one_set(
+    train_params: TrainParamsOf, schedule: str, steps: int
+) -> None:
+    rates = learning_rates(train_params(schedule=schedule, lr=0.5), steps)
+    assert len(rates) == steps
+    assert all(0 < rate <= 0.5 for rate in rates)
+
+
+def augment_by_hand(image: torch.Tensor, flip: bool, down: int, right: int) -> np.ndarray:
+    pixels = np.fliplr(image.numpy()) if flip else image.numpy()
+    moved = np.zeros_like(pixels)
+    for row in range(28):
+        for column in range(28):
+            if 0 <= row - down < 28 and 0 <= column - right < 28:
+                moved[row, column] = pixels[row - down, column - right]
+    return moved
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(-29, 29), st.integers(-29, 29)), min_size=1, max_size=3))
+def test_augmentation_mirrors_and_then_moves_and_black_moves_in(changes: list[tuple[bool, int, int]]) -> None:
+    images = torch.randint(1, 256, (len(changes), 28, 28), dtype=torch.uint8, generator=plan_generator())
+    flips, downs, rights = (torch.tensor(column) for column in zip(*changes, strict=True))
+    result = augment(images, flips, torch.stack([downs, rights], dim=1))
+    assert result.dtype == torch.uint8
+    for image, change, changed in zip(images, changes, result, strict=True):
+        np.testing.assert_array_equal(changed.numpy(), augment_by_hand(image, *change))
+
+
+@given(st.integers(1, 300), st.booleans(), st.integers(0, 14), st.integers(0, 10))
+def test_every_image_comes_once_an_epoch(size: int, flip: bool, shift: int, seed: int) -> None:
+    plan = draw_plan(size, AugmentationParams(horizontal_flip=flip, shift=shift), plan_generator(seed))
+    assert plan.order.sort().values.tolist() == list(range(size))
+    assert plan.flips.shape == (size,)
+    assert plan.shifts.shape == (size, 2)
+    assert plan.shifts.abs().max() <= shift
+    assert flip or not plan.flips.any()
+
+
+def test_half_the_images_are_mirrored_and_all_shifts_occur() -> None:
+    plan = draw_plan(2000, AugmentationParams(horizontal_flip=True, shift=2), plan_generator())
+    assert 900 < plan.flips.sum() < 1100
+    for axis in plan.shifts.T:
+        assert axis.unique().tolist() == [-2, -1, 0, 1, 2]
+
+
+def test_the_seed_decides_the_plan_and_each_epoch_has_its_own() -> None:
+    augmentation = AugmentationParams(horizontal_flip=True, shift=3)
+    generator = plan_generator(1)
+    first, second = (draw_plan(50, augmentation, generator) for _ in range(2))
+    again = draw_plan(50, augmentation, plan_generator(1))
+    other = draw_plan(50, augmentation, plan_generator(2))
+    for name in ("order", "flips", "shifts"):
+        assert torch.equal(getattr(first, name), getattr(again, name))
+        assert not torch.equal(getattr(first, name), getattr(second, name))
+        assert not torch.equal(getattr(first, name), getattr(other, name))
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "expected"),
+    [
+        ({"momentum": 0.9, "weight_decay": 0.01}, torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}),
+        ({"optimizer": "adamw", "weight_decay": 0.02}, torch.optim.AdamW, {"lr": 0.1, "weight_decay": 0.02}),
+        ({"optimizer": "adamw"}, torch.optim.AdamW, {"weight_decay": 0.0}),
+    ],
+)
+def test_the_optimizer_is_the_one_asked_for_over_every_weight(
+    model: LeNet5, train_params: TrainParamsOf, changes: dict[str, object], kind: type, expected: dict[str, float]
+) -> None:
+    optimizer = make_optimizer(model.parameters(), train_params(**changes))
+    assert type(optimizer) is kind
+    (group,) = optimizer.param_groups
+    assert {name: float(group[name]) for name in expected} == pytest.approx(expected)
+    assert sum(weight.numel() for weight in group["params"]) == 61_706
+
+
+@pytest.mark.parametrize(
+    ("changes", "usual"),
+    [
+        ({"momentum": 0.9, "weight_decay": 0.01}, partial(torch.optim.SGD, momentum=0.9)),
+        ({"optimizer": "adamw", "weight_decay": 0.01}, torch.optim.AdamW),
+    ],
+)
+def test_the_state_made_ahead_is_the_one_the_optimizer_starts_from(
+    train_params: TrainParamsOf, changes: dict[str, object], usual: Callable[..., torch.optim.Optimizer]
+) -> None:
+    ours, theirs = (nn.Parameter(torch.linspace(-1, 1, 9)) for _ in range(2))
+    optimizers = [make_optimizer([ours], train_params(**changes)), usual([theirs], lr=0.1, weight_decay=0.01)]
+    assert torch.equal(ours, theirs)
+    for step in range(3):
+        for weight, optimizer in zip((ours, theirs), optimizers, strict=True):
+            weight.grad = torch.full_like(weight, 0.5 - step)
+            optimizer.step()
+        torch.testing.assert_close(ours, theirs)
