@@ -29,7 +29,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModel, Metric
 from mlflow.entities import Run as MlflowRun
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
+from mlflow.models import Model, ModelSignature
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.types import Schema, TensorSpec
 
@@ -149,7 +149,7 @@ def fetch(reference: str, folder: Path) -> Recorded:
     Raises UserError where there is no such result, or it is not complete.
     """
     uri = store_uri()
-    client = MlflowClient(tracking_uri=uri)
+    client = _reader(uri)
     with user_errors(uri):
         run_id = _run_of_model(client, reference) if reference.startswith("models:/") else reference
         run = client.get_run(run_id)
@@ -166,6 +166,34 @@ def fetch(reference: str, folder: Path) -> Recorded:
             figures=run.data.metrics,
             weights_digest=run.data.tags["digest.weights"],
         )
+
+
+def fetch_model(reference: str, folder: Path) -> Path:
+    """Download the MLflow model at ``models:/...`` or ``runs:/...`` into ``folder``; gives the folder it lies in.
+
+    Raises UserError where there is none, or none of the ONNX flavour.
+    """
+    uri = store_uri()
+    _reader(uri)
+    mlflow.set_tracking_uri(uri)
+    with user_errors(uri, then=f" ({reference}); `mlflow ui` shows what there is"):
+        found = Path(mlflow.artifacts.download_artifacts(reference, dst_path=str(folder)))
+    if not (found / "MLmodel").is_file():
+        raise UserError(f"{reference}: its files are not where MLflow's record says; bring them back there")
+    if "onnx" not in Model.load(found).flavors:
+        raise UserError(f"{reference}: not a model of MLflow's ONNX flavour, which is what the stage register logs")
+    return found
+
+
+def fetch_onnx(reference: str) -> bytes:
+    """The ONNX file of the MLflow model at ``reference``. Raises as ``fetch_model``."""
+    with tempfile.TemporaryDirectory() as folder:
+        return onnx_file(fetch_model(reference, Path(folder))).read_bytes()
+
+
+def onnx_file(folder: Path) -> Path:
+    """Where the MLflow model in ``folder`` keeps its ONNX file."""
+    return folder / str(Model.load(folder).flavors["onnx"]["data"])
 
 
 def _run_of_model(client: MlflowClient, reference: str) -> str:
@@ -186,12 +214,7 @@ def connect(params: Params) -> Store:
 
     Raises UserError where it cannot be reached or used.
     """
-    # What a person can mend is said in one line, not in the log of a library and a library's library.
-    for library in ("mlflow", "alembic", "sqlalchemy"):
-        logging.getLogger(library).setLevel(logging.CRITICAL)
-    # A person at a terminal waits for this: MLflow's own defaults retry a dead server for minutes.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    _quiet_and_impatient()
     root = main_workspace()
     uri = store_uri()
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or params.register_.experiment
@@ -211,17 +234,34 @@ def connect(params: Params) -> Store:
         return Store(client, uri, root, experiment.experiment_id)
 
 
+def _reader(uri: str) -> MlflowClient:
+    """A client of a store that is there already. Raises UserError where it is a file that is not."""
+    _quiet_and_impatient()
+    file = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:") and not file.is_file():  # MLflow would make an empty one
+        raise UserError(f"{file}: no MLflow record here; `dvc repro` makes it, MLFLOW_TRACKING_URI names another")
+    with user_errors(uri):
+        return MlflowClient(tracking_uri=uri)
+
+
+def _quiet_and_impatient() -> None:
+    # What a person can mend is said in one line, not in the log of a library and a library's library.
+    for library in ("mlflow", "alembic", "sqlalchemy"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    # A person at a terminal waits for this: MLflow's own defaults retry a dead server for minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+
+
 @contextmanager
-def user_errors(uri: str) -> Iterator[None]:
-    """Turn what a person can mend about the store at ``uri`` into one line."""
+def user_errors(uri: str, then: str = "; then `dvc repro` goes on") -> Iterator[None]:
+    """Turn what a person can mend about the store at ``uri`` into one line, which ends with ``then``."""
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
     except (MlflowException, SQLAlchemyError) as error:
-        raise UserError(
-            f"MLflow at {without_credentials(uri)}: {_advice(str(error))}; then `dvc repro` goes on"
-        ) from error
+        raise UserError(f"MLflow at {without_credentials(uri)}: {_advice(str(error))}{then}") from error
 
 
 def record(store: Store, result: Result, tags: Mapping[str, str], code: Code) -> dict[str, Any]:

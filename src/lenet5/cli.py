@@ -1,0 +1,50 @@
+"""The command ``lenet5``: use, serve and compare the models that the pipeline makes.
+
+Each subcommand imports what it needs when it is called: a prediction does not wait for PyTorch or MLflow.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypeAlias
+
+from lenet5.errors import one_line_errors
+from lenet5.outs import ONNX
+
+_Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Read the command line and do what it says; exit status 1 when something could not be done."""
+    arguments = _parser().parse_args(words)
+    with one_line_errors(f"lenet5 {arguments.command}", interrupted="nothing was changed"):
+        sys.exit(arguments.do(arguments))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lenet5", description="LeNet-5 on FashionMNIST: what comes after the run.")
+    parser.add_argument("--version", action="version", version=f"lenet5 {version('lenet5')}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_predict(commands)
+    return parser
+
+
+def _add_predict(commands: _Commands) -> None:
+    command = commands.add_parser("predict", help="say what is on pictures", description=_predict.__doc__)
+    command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="a file of any kind that Pillow reads")
+    command.add_argument("--model", default=str(ONNX), help="an ONNX file (%(default)s), or models:/NAME@champion")
+    command.add_argument("--json", action="store_true", help="for programs: JSON on stdout")
+    command.set_defaults(do=_predict)
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    """Show the three likeliest classes of each picture."""
+    from lenet5.predict import predict
+
+    return predict(arguments.images, arguments.model, arguments.json)
+
+
+if __name__ == "__main__":
+    main()
