@@ -28,6 +28,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"lenet5 {version('lenet5')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_predict(commands)
+    _add_serve(commands)
     return parser
 
 
@@ -44,6 +45,21 @@ def _predict(arguments: argparse.Namespace) -> int:
     from lenet5.predict import predict
 
     return predict(arguments.images, arguments.model, arguments.json)
+
+
+def _add_serve(commands: _Commands) -> None:
+    command = commands.add_parser("serve", help="answer programs and people over HTTP", description=_serve.__doc__)
+    command.add_argument("--model", help="an ONNX file, or an MLflow URI (models:/<register.model_name>@champion)")
+    command.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s: this machine only)")
+    command.add_argument("--port", type=int, default=8000, help="%(default)s; 0: any that is free")
+    command.set_defaults(do=_serve)
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    """Serve a model by MLflow's scoring protocol (POST /invocations), with a page for pictures at /."""
+    from lenet5.serve import serve
+
+    return serve(arguments.model, arguments.host, arguments.port)
 
 
 if __name__ == "__main__":

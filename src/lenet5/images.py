@@ -18,6 +18,7 @@ from lenet5.fashion_mnist import IMAGE_SIZE
 LARGEST_PIXELS = 64_000_000
 """A quarter of a gigabyte once decoded, with alpha."""
 
+_TOO_LARGE = f"more than {LARGEST_PIXELS // 1_000_000} megapixels; make it smaller first"
 _WORKING_SIZE = 40 * IMAGE_SIZE  # of the longer edge; many times what the model sees
 _GRAIN = 8 * IMAGE_SIZE  # spots smaller than this part of the picture are noise, and no reason to stop trimming
 _TOLERANCE = 0.05 * 255  # the paper's: what differs less from the corners is background
@@ -28,33 +29,35 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """The picture in the file ``path`` as (28, 28). Raises UserError where it is missing or no usable picture."""
     try:
         with path.open("rb") as stream:
-            return decode_image(stream, str(path))
+            return decode_image(stream)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     except OSError as error:
         raise UserError(f"{path}: {(error.strerror or str(error)).lower()}") from None
 
 
-def decode_image(stream: BinaryIO, name: str) -> NDArray[np.uint8]:
-    """The picture that ``stream`` holds as (28, 28); ``name`` stands in the UserError where it is no usable one."""
+def decode_image(stream: BinaryIO) -> NDArray[np.uint8]:
+    """The picture that ``stream`` holds as (28, 28). Raises UserError where it holds no usable one."""
     try:
         # Of pictures between Pillow's own two limits; this module's is lower than both.
         with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
             image = Image.open(stream)
-        _refuse_large_and_moving(image, name)
+        _refuse_large_and_moving(image)
         grey = _to_grey(image)
     except UserError:
         raise
     except Image.DecompressionBombError:
-        raise UserError(_too_large(name)) from None
+        raise UserError(_TOO_LARGE) from None
     except UnidentifiedImageError:
-        raise UserError(f"{name}: not a picture, or of a kind that cannot be read; PNG or JPEG will do") from None
+        raise UserError("not a picture, or of a kind that cannot be read; PNG or JPEG will do") from None
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise whatever the bytes lead them to
-        raise UserError(f"{name}: a broken picture ({error or type(error).__name__}); save or copy it anew") from None
-    return to_fashion_mnist(grey, name)
+        raise UserError(f"a broken picture ({error or type(error).__name__}); save or copy it anew") from None
+    return to_fashion_mnist(grey)
 
 
-def to_fashion_mnist(grey: Image.Image, name: str) -> NDArray[np.uint8]:
+def to_fashion_mnist(grey: Image.Image) -> NDArray[np.uint8]:
     """Frame the object of a grey picture (mode L) as (28, 28); one that has this size is framed already.
 
     Raises UserError where everything is as light as the corners.
@@ -63,21 +66,16 @@ def to_fashion_mnist(grey: Image.Image, name: str) -> NDArray[np.uint8]:
     if background > 127:
         grey, background = ImageOps.invert(grey), 255 - background
     if grey.size != (IMAGE_SIZE, IMAGE_SIZE):
-        grey = _frame(grey, background, name)
+        grey = _frame(grey, background)
     return np.array(grey)
 
 
-def _refuse_large_and_moving(image: Image.Image, name: str) -> None:
+def _refuse_large_and_moving(image: Image.Image) -> None:
     if image.width * image.height > LARGEST_PIXELS:
-        raise UserError(_too_large(name, image.size))
+        raise UserError(f"{image.width:,} x {image.height:,} pixels, {_TOO_LARGE}")
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format not in _FIRST_IS_WHOLE:
-        raise UserError(f"{name}: {frames} pictures in one {image.format} file; save the one you mean by itself")
-
-
-def _too_large(name: str, size: tuple[int, int] | None = None) -> str:
-    measured = f"{size[0]:,} x {size[1]:,} pixels, " if size else ""
-    return f"{name}: {measured}more than {LARGEST_PIXELS // 1_000_000} megapixels; make it smaller first"
+        raise UserError(f"{frames} pictures in one {image.format} file; save the one you mean by itself")
 
 
 def _to_grey(image: Image.Image) -> Image.Image:
@@ -117,13 +115,13 @@ def _corners(grey: Image.Image) -> int:
     return round(float(np.median(corners)))
 
 
-def _frame(grey: Image.Image, background: int, name: str) -> Image.Image:
+def _frame(grey: Image.Image, background: int) -> Image.Image:
     """Trim to what differs from ``background``, subtract that, fit the longer edge to 28 and centre."""
     apart = ImageChops.difference(grey, Image.new("L", grey.size, background))
     smooth = apart.filter(ImageFilter.BoxBlur(max(grey.size) / _GRAIN))
     box = smooth.point(lambda value: 255 if value > _TOLERANCE else 0).getbbox()
     if box is None:
-        raise UserError(f"{name}: one even surface, nothing stands out from it")
+        raise UserError("one even surface, nothing stands out from it")
     thing = grey.crop(box).point(lambda value: max(0, value - background) * 255 // (255 - background))
     scale = IMAGE_SIZE / max(thing.size)
     width, height = (max(1, round(edge * scale)) for edge in thing.size)

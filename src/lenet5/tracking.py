@@ -24,6 +24,7 @@ import filelock
 import mlflow.onnx
 import numpy as np
 import pandas as pd
+from fastapi import FastAPI
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModel, Metric, Param
 from mlflow.entities import Run as MlflowRun
@@ -194,6 +195,23 @@ def fetch_onnx(reference: str) -> bytes:
 def onnx_file(folder: Path) -> Path:
     """Where the MLflow model in ``folder`` keeps its ONNX file."""
     return folder / str(Model.load(folder).flavors["onnx"]["data"])
+
+
+def pack_model(content: bytes, folder: Path) -> Path:
+    """Make an ONNX model, which is in no store, an MLflow model in ``folder``; returns ``folder``."""
+    import onnx
+
+    mlflow.onnx.save_model(onnx.load_model_from_string(content), folder, **_onnx_facts())
+    return folder
+
+
+def scoring_app(folder: Path) -> FastAPI:
+    """MLflow's scoring server of the model in ``folder``: /ping, /health, /version and /invocations."""
+    from mlflow.pyfunc import load_model, scoring_server
+
+    _quiet_and_impatient()
+    app: FastAPI = scoring_server.init(load_model(str(folder)))
+    return app
 
 
 def _run_of_model(client: MlflowClient, reference: str) -> str:
@@ -386,24 +404,30 @@ def _model(store: Store, run_id: str, result: Result) -> LoggedModel:
         return known[0]
     import onnx
 
-    image = (-1, 1, IMAGE_SIZE, IMAGE_SIZE)
-    signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype(np.float32), image, name="images")]),
-        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, len(CLASSES)), name="logits")]),
-    )
     mlflow.set_tracking_uri(store.uri)
     with mlflow.start_run(run_id=run_id):
         info = mlflow.onnx.log_model(
             onnx.load(ONNX),
             name="onnx",
-            signature=signature,
-            input_example={"images": np.zeros((2, *image[1:]), np.float32)},
-            pip_requirements=[f"{name}=={installed(name)}" for name in ("onnx", "onnxruntime", "numpy", "mlflow")],
-            onnx_execution_providers=["CPUExecutionProvider"],
-            save_as_external_data=False,
             tags={"weights_sha256": result.training["weights_sha256"]},
+            **_onnx_facts(),
         )
     return store.client.get_logged_model(info.model_id)
+
+
+def _onnx_facts() -> dict[str, Any]:
+    """What MLflow keeps beside the ONNX file: what goes in and out, and what runs it."""
+    image = (1, IMAGE_SIZE, IMAGE_SIZE)
+    return {
+        "signature": ModelSignature(
+            inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, *image), name="images")]),
+            outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, len(CLASSES)), name="logits")]),
+        ),
+        "input_example": {"images": np.zeros((2, *image), np.float32)},
+        "pip_requirements": [f"{name}=={installed(name)}" for name in ("onnx", "onnxruntime", "numpy", "mlflow")],
+        "onnx_execution_providers": ["CPUExecutionProvider"],
+        "save_as_external_data": False,
+    }
 
 
 def _version(store: Store, run: MlflowRun, result: Result) -> ModelVersion:

@@ -29,7 +29,7 @@ CHANGE_NO_OUT = {
 ORDER = [
     "errors", "files", "workspace", "outs", "convolution", "history", "params", "fashion_mnist", "sources", "datasets",
     "model", "edge_kernel", "promotion", "engine", "evaluation", "training", "export", "figures", "display", "record",
-    "lineage", "checkpoint", "streaming", "tracking", "stage", "reproduce", "images", "predict", "cli",
+    "lineage", "checkpoint", "streaming", "tracking", "stage", "reproduce", "images", "predict", "serve", "cli",
 ]  # fmt: skip
 
 

@@ -28,7 +28,7 @@ def decoded(image: Image.Image, kind: str = "PNG", **options: object) -> Grey:
     stream = io.BytesIO()
     image.save(stream, kind, **options)
     stream.seek(0)
-    return decode_image(stream, "it")
+    return decode_image(stream)
 
 
 def enlarged(image: Grey, factor: int = 12) -> Image.Image:
