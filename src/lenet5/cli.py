@@ -29,6 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_predict(commands)
     _add_serve(commands)
+    _add_doctor(commands)
     return parser
 
 
@@ -60,6 +61,18 @@ def _serve(arguments: argparse.Namespace) -> int:
     from lenet5.serve import serve
 
     return serve(arguments.model, arguments.host, arguments.port)
+
+
+def _add_doctor(commands: _Commands) -> None:
+    command = commands.add_parser("doctor", help="look over machine and workspace", description=_doctor.__doc__)
+    command.set_defaults(do=_doctor)
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    """Check machine and workspace: one line each, with what to do; exit status 1 when there is a problem."""
+    from lenet5.doctor import doctor
+
+    return doctor()
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ from lenet5.record import (
     history_points,
     run_name,
 )
-from lenet5.workspace import LOCK_FILE, PARAMS_FILE, PIPELINE_FILE, main_workspace
+from lenet5.workspace import LOCK_FILE, PARAMS_FILE, PIPELINE_FILE, main_workspace, store_uri
 
 ATTEMPT, TRAINING, RESULT, HISTORY_FROM = "attempt", "training", "result", "history_from"
 _FAILURE_TAGS = ("failure", "mlflow.note.content")  # the second is the description that the UI shows
@@ -220,11 +220,6 @@ def _run_of_model(client: MlflowClient, reference: str) -> str:
         return str(client.get_model_version_by_alias(name, alias).run_id)
     name, _, number = name.partition("/")
     return str(client.get_model_version(name, number).run_id)
-
-
-def store_uri() -> str:
-    """Where the record is: MLFLOW_TRACKING_URI, or ``mlflow.db`` of the main workspace, as `mlflow ui` expects."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(main_workspace() / 'mlflow.db').as_posix()}"
 
 
 def connect(params: Params) -> Store:

@@ -29,7 +29,8 @@ CHANGE_NO_OUT = {
 ORDER = [
     "errors", "files", "workspace", "outs", "convolution", "history", "params", "fashion_mnist", "sources", "datasets",
     "model", "edge_kernel", "promotion", "engine", "evaluation", "training", "export", "figures", "display", "record",
-    "lineage", "checkpoint", "streaming", "tracking", "stage", "reproduce", "images", "predict", "serve", "cli",
+    "lineage", "checkpoint", "streaming", "tracking", "stage", "reproduce", "images", "predict", "serve", "doctor",
+    "cli",
 ]  # fmt: skip
 
 
