@@ -29,6 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_predict(commands)
     _add_serve(commands)
+    _add_compare(commands)
     _add_doctor(commands)
     return parser
 
@@ -61,6 +62,22 @@ def _serve(arguments: argparse.Namespace) -> int:
     from lenet5.serve import serve
 
     return serve(arguments.model, arguments.host, arguments.port)
+
+
+def _add_compare(commands: _Commands) -> None:
+    command = commands.add_parser("compare", help="set two results side by side", description=_compare.__doc__)
+    kinds = "a run's id or name, models:/NAME@ALIAS, champion, or workspace"
+    command.add_argument("first", metavar="RUN", help=kinds)
+    command.add_argument("second", metavar="RUN", help="the same")
+    command.add_argument("--html", type=Path, metavar="FILE", help="write it as a page, too")
+    command.set_defaults(do=_compare)
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    """Show the params in which two results differ, their figures, and whether the difference is more than luck."""
+    from lenet5.compare import compare
+
+    return compare(arguments.first, arguments.second, arguments.html)
 
 
 def _add_doctor(commands: _Commands) -> None:

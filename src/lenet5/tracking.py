@@ -7,6 +7,7 @@ name: the tag ``result`` identifies a finished one, ``training`` one whose train
 import json
 import logging
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -36,18 +37,20 @@ from mlflow.types import Schema, TensorSpec
 
 from lenet5.errors import UserError
 from lenet5.fashion_mnist import CLASSES, IMAGE_SIZE
-from lenet5.files import digest
+from lenet5.files import digest, read_json
 from lenet5.lineage import Code, data_digest, without_credentials
-from lenet5.outs import ONNX, PREDICTIONS, PROGRAM, REGISTRATION
+from lenet5.outs import EVALUATION, ONNX, PREDICTIONS, PROGRAM, REGISTRATION
 from lenet5.params import Params
 from lenet5.promotion import Decision, decide
 from lenet5.record import (
+    Measured,
     Point,
     Result,
     best_figures,
     final_figures,
     flat_params,
     history_points,
+    read_predictions,
     run_name,
 )
 from lenet5.workspace import LOCK_FILE, PARAMS_FILE, PIPELINE_FILE, main_workspace, store_uri
@@ -169,6 +172,59 @@ def fetch(reference: str, folder: Path) -> Recorded:
         )
 
 
+def fetch_measured(reference: str, params: Params, folder: Path) -> Measured:
+    """Find a complete result by run id, run name or ``models:/...``; its files go through ``folder``.
+
+    Raises UserError where there is none, or several of that name, or it is not complete.
+    """
+    uri = store_uri()
+    client = _reader(uri)
+    with user_errors(uri, then=f" ({reference}); `mlflow ui` shows what there is"):
+        if reference.startswith("models:/"):
+            run = client.get_run(_run_of_model(client, reference))
+        elif re.fullmatch("[0-9a-f]{32}", reference):
+            run = client.get_run(reference)
+        else:
+            run = _run_of_name(client, reference, params)
+        if RESULT not in run.data.tags:
+            raise UserError(
+                f"run {run.info.run_name} ({run.info.run_id}) is not a complete result: no figures to compare"
+            )
+        evaluation, predictions = (_download(client, run, path, folder) for path in (EVALUATION, PREDICTIONS))
+    return Measured(
+        name=f"{run.info.run_name} ({run.info.run_id[:8]})",
+        params=run.data.params,
+        evaluation=read_json(evaluation),
+        predictions=read_predictions(predictions),
+        data_digest=run.data.tags.get("digest.data", ""),
+    )
+
+
+def _run_of_name(client: MlflowClient, name: str, params: Params) -> MlflowRun:
+    experiment = client.get_experiment_by_name(_experiment_name(params))
+    quote = '"' if "'" in name else "'"
+    called = f"attributes.run_name = {quote}{name}{quote}"
+    named = client.search_runs([experiment.experiment_id], called) if experiment else []
+    complete = [run for run in named if RESULT in run.data.tags]
+    if not named:
+        raise UserError(f"{name}: no run of this id or name; `mlflow ui` shows those of {_experiment_name(params)}")
+    if len(complete) > 1:
+        ids = ", ".join(run.info.run_id for run in complete)
+        raise UserError(f"{name}: {len(complete)} runs have this name; give the id of one: {ids}")
+    return (complete or named)[0]
+
+
+def _experiment_name(params: Params) -> str:
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or params.register_.experiment
+
+
+def _download(client: MlflowClient, run: MlflowRun, path: Path, folder: Path) -> Path:
+    try:
+        return Path(client.download_artifacts(run.info.run_id, path.as_posix(), str(folder)))
+    except OSError:
+        raise UserError(f"{path} of run {run.info.run_id} is gone from MLflow's artifacts") from None
+
+
 def fetch_model(reference: str, folder: Path) -> Path:
     """Download the MLflow model at ``models:/...`` or ``runs:/...`` into ``folder``; gives the folder it lies in.
 
@@ -230,7 +286,7 @@ def connect(params: Params) -> Store:
     _quiet_and_impatient()
     root = main_workspace()
     uri = store_uri()
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or params.register_.experiment
+    name = _experiment_name(params)
     with user_errors(uri):
         # Two processes that create the same database at once would both fail.
         with _lock(root):

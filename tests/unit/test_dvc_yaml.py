@@ -30,7 +30,7 @@ ORDER = [
     "errors", "files", "workspace", "outs", "convolution", "history", "params", "fashion_mnist", "sources", "datasets",
     "model", "edge_kernel", "promotion", "engine", "evaluation", "training", "export", "figures", "display", "record",
     "lineage", "checkpoint", "streaming", "tracking", "stage", "reproduce", "images", "predict", "serve", "doctor",
-    "cli",
+    "compare", "cli",
 ]  # fmt: skip
 
 
