@@ -96,10 +96,9 @@ def compare(first: str, second: str, page: Path | None) -> int:
     """
     params = load_params(PARAMS_FILE)
     comparison = compare_results(_read(first, params), _read(second, params), params.register_.alpha)
-    show(comparison, Console())
     if page:
-        write_bytes(page, to_html(comparison).encode())
-        print(f"written to {page}")
+        _write(page, to_html(comparison))
+    show(comparison, Console(markup=False, highlight=False))
     return 0
 
 
@@ -165,6 +164,13 @@ def to_html(comparison: Comparison) -> str:
         "__SECTIONS__": "\n".join(sections),
     }
     return re.sub("__[A-Z]+__", lambda found: filled[found.group()], page)
+
+
+def _write(page: Path, content: str) -> None:
+    try:
+        write_bytes(page, content.encode())
+    except OSError as error:
+        raise UserError(f"{page}: cannot be written: {error.strerror}; --html takes a file") from None
 
 
 def _read(reference: str, params: Params) -> Measured:

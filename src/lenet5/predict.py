@@ -98,4 +98,4 @@ def _print_table(answers: Sequence[tuple[Path, list[dict[str, Any]]]]) -> None:
     table.columns[0].overflow = "fold"
     for path, classes in answers:
         table.add_row(str(path), *(f"{entry['class']} {entry['probability']:.1%}" for entry in classes))
-    Console().print(table)
+    Console(markup=False, highlight=False).print(table)

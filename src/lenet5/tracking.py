@@ -221,8 +221,8 @@ def _experiment_name(params: Params) -> str:
 def _download(client: MlflowClient, run: MlflowRun, path: Path, folder: Path) -> Path:
     try:
         return Path(client.download_artifacts(run.info.run_id, path.as_posix(), str(folder)))
-    except OSError:
-        raise UserError(f"{path} of run {run.info.run_id} is gone from MLflow's artifacts") from None
+    except (MlflowException, OSError) as error:
+        raise UserError(f"{path} of run {run.info.run_id} cannot be had from MLflow: {_advice(str(error))}") from None
 
 
 def fetch_model(reference: str, folder: Path) -> Path:

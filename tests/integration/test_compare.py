@@ -1,6 +1,8 @@
 """`lenet5 compare` on real runs, the workspace, and what cannot be compared."""
 
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pandas as pd
@@ -118,11 +120,19 @@ def test_what_cannot_be_compared_is_one_line(two: Project, compare: Comparer, tm
     }.items():
         assert said in compare.refused(project, "workspace", name)
 
+    client.set_tag(second.info.run_id, "mlflow.runName", "a [red] one [/]")
+    assert "neither is better" in compare(project, "workspace", "a [red] one [/]").lower()
     client.set_tag(second.info.run_id, "mlflow.runName", first.info.run_name)
     assert "2 runs have this name" in compare.refused(project, "workspace", first.info.run_name)
 
     client.set_tag(first.info.run_id, "digest.data", "of other files")
     assert "different test images" in compare.refused(project, first.info.run_id, second.info.run_id)
+
+    with closing(sqlite3.connect(project.path / "mlflow.db")) as record, record:
+        record.execute("UPDATE runs SET artifact_uri = ?", [(tmp_path / "gone").as_uri()])
+    assert "metrics/evaluation.json of run" in compare.refused(project, "workspace", second.info.run_id)
+
+    assert "cannot be written" in compare.refused(project, "workspace", "workspace", "--html", str(tmp_path))
 
     project.edit({"train.lr": 0.1})
     assert "changed since train ran; `dvc repro` first" in compare.refused(project, "workspace", second.info.run_id)

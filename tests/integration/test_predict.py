@@ -105,9 +105,10 @@ def test_enlarged_on_white_or_cut_out_nearly_all_get_the_same_class(
 def test_a_table_shows_three_classes_for_each_picture(
     finished: Project, written: list[Path], expected: pd.DataFrame
 ) -> None:
-    done = finished.run(*LENET5, "predict", *map(str, written[:2]), COLUMNS="200")
+    odd = written[1].rename(written[1].with_name("a [red] one [bold].png"))
+    done = finished.run(*LENET5, "predict", str(written[0]), str(odd), COLUMNS="200")
     assert done.stderr == ""
-    for path, name in zip(written[:2], expected["predicted"], strict=False):
+    for path, name in zip((written[0], odd), expected["predicted"], strict=False):
         (line,) = [line for line in done.stdout.splitlines() if path.name in line]
         assert name in line
         assert line.count("%") == 3
