@@ -16,10 +16,10 @@ class UserError(Exception):
 
 
 @contextmanager
-def one_line_errors(command: str) -> Iterator[None]:
+def one_line_errors(command: str, interrupted: str = "`dvc repro` takes it up again") -> Iterator[None]:
     """End the process with one line on stderr for what a person can mend; anything else keeps its traceback.
 
-    Exit status is 1 for a mistake and INTERRUPTED for Ctrl-C.
+    Exit status is 1 for a mistake and INTERRUPTED for Ctrl-C, after which ``interrupted`` says how to go on.
     """
     try:
         yield
@@ -31,7 +31,7 @@ def one_line_errors(command: str) -> Iterator[None]:
         where = f" ({error.filename})" if error.filename else ""
         _fail(command, f"{error.strerror}{where}; nothing was half written: make room or access, then repeat", 1)
     except KeyboardInterrupt:
-        _fail(command, "interrupted; `dvc repro` takes it up again", INTERRUPTED)
+        _fail(command, f"interrupted; {interrupted}", INTERRUPTED)
 
 
 def _fail(command: str, message: str, status: int) -> None:

@@ -4,10 +4,12 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
+from lenet5.errors import UserError
 from lenet5.files import digest, read_json, read_trusted
 from lenet5.history import EpochRow, read_history
 from lenet5.outs import CARD, EVALUATION, EXPORT, HISTORY, ONNX, PREDICTIONS, PROGRAM, TRAINING, WEIGHTS
@@ -108,6 +110,30 @@ class Result:
     card: str
     training_digest: str
     result_digest: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A finished result as it is compared with another: its name for people, and what it is judged by."""
+
+    name: str
+    params: Mapping[str, str]
+    evaluation: Mapping[str, Any]
+    predictions: pd.DataFrame
+    data_digest: str
+
+
+def read_predictions(path: Path) -> pd.DataFrame:
+    """The test predictions, image by image. Raises UserError where they are missing or no such table."""
+    try:
+        table = pd.read_csv(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; `dvc repro evaluate` makes it") from None
+    except (ValueError, pd.errors.ParserError) as error:
+        raise UserError(f"{path}: not a table any more ({error})") from None
+    if not {"true", "predicted"} <= set(table.columns):
+        raise UserError(f"{path}: not the table of predictions that the stage evaluate writes")
+    return table
 
 
 def read_result(params: Params) -> Result:

@@ -7,6 +7,7 @@ name: the tag ``result`` identifies a finished one, ``training`` one whose train
 import json
 import logging
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,12 +25,13 @@ import filelock
 import mlflow.onnx
 import numpy as np
 import pandas as pd
+from fastapi import FastAPI
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModel, Metric, Param
 from mlflow.entities import Run as MlflowRun
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
+from mlflow.models import Model, ModelSignature
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.types import Schema, TensorSpec
@@ -38,14 +40,15 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from lenet5.errors import UserError
 from lenet5.experiment_page import experiment_tags
 from lenet5.fashion_mnist import CLASSES, IMAGE_SIZE
-from lenet5.files import digest
+from lenet5.files import digest, read_json
 from lenet5.history import EpochRow
 from lenet5.lineage import Code, data_digest, without_credentials
 from lenet5.model_card import completed, page, summary
-from lenet5.outs import CARD, CARD_PAGE, ONNX, PREDICTIONS, PROGRAM, REGISTRATION
+from lenet5.outs import CARD, CARD_PAGE, EVALUATION, ONNX, PREDICTIONS, PROGRAM, REGISTRATION
 from lenet5.params import Params
 from lenet5.promotion import Decision, decide
 from lenet5.record import (
+    Measured,
     Point,
     Result,
     best_figures,
@@ -53,9 +56,10 @@ from lenet5.record import (
     final_figures,
     flat_params,
     history_points,
+    read_predictions,
     run_name,
 )
-from lenet5.workspace import LOCK_FILE, PARAMS_FILE, PIPELINE_FILE, main_workspace
+from lenet5.workspace import LOCK_FILE, PARAMS_FILE, PIPELINE_FILE, main_workspace, store_uri
 
 ATTEMPT, TRAINING, RESULT, HISTORY_FROM = "attempt", "training", "result", "history_from"
 _DESCRIPTION = "mlflow.note.content"  # of a run, which the UI shows
@@ -161,7 +165,7 @@ def fetch(reference: str, folder: Path) -> Recorded:
     Raises UserError where there is no such result, or it is not complete.
     """
     uri = store_uri()
-    client = MlflowClient(tracking_uri=uri)
+    client = _reader(uri)
     with user_errors(uri):
         run_id = _run_of_model(client, reference) if reference.startswith("models:/") else reference
         run = client.get_run(run_id)
@@ -180,6 +184,104 @@ def fetch(reference: str, folder: Path) -> Recorded:
         )
 
 
+def fetch_measured(reference: str, params: Params, folder: Path) -> Measured:
+    """Find a complete result by run id, run name or ``models:/...``; its files go through ``folder``.
+
+    Raises UserError where there is none, or several of that name, or it is not complete.
+    """
+    uri = store_uri()
+    client = _reader(uri)
+    with user_errors(uri, then=f" ({reference}); `mlflow ui` shows what there is"):
+        if reference.startswith("models:/"):
+            run = client.get_run(_run_of_model(client, reference))
+        elif re.fullmatch("[0-9a-f]{32}", reference):
+            run = client.get_run(reference)
+        else:
+            run = _run_of_name(client, reference, params)
+        if RESULT not in run.data.tags:
+            raise UserError(
+                f"run {run.info.run_name} ({run.info.run_id}) is not a complete result: no figures to compare"
+            )
+        evaluation, predictions = (_download(client, run, path, folder) for path in (EVALUATION, PREDICTIONS))
+    return Measured(
+        name=f"{run.info.run_name} ({run.info.run_id[:8]})",
+        params=run.data.params,
+        evaluation=read_json(evaluation),
+        predictions=read_predictions(predictions),
+        data_digest=run.data.tags.get("digest.data", ""),
+    )
+
+
+def _run_of_name(client: MlflowClient, name: str, params: Params) -> MlflowRun:
+    experiment = client.get_experiment_by_name(_experiment_name(params))
+    quote = '"' if "'" in name else "'"
+    called = f"attributes.run_name = {quote}{name}{quote}"
+    named = client.search_runs([experiment.experiment_id], called) if experiment else []
+    complete = [run for run in named if RESULT in run.data.tags]
+    if not named:
+        raise UserError(f"{name}: no run of this id or name; `mlflow ui` shows those of {_experiment_name(params)}")
+    if len(complete) > 1:
+        ids = ", ".join(run.info.run_id for run in complete)
+        raise UserError(f"{name}: {len(complete)} runs have this name; give the id of one: {ids}")
+    return (complete or named)[0]
+
+
+def _experiment_name(params: Params) -> str:
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or params.register_.experiment
+
+
+def _download(client: MlflowClient, run: MlflowRun, path: Path, folder: Path) -> Path:
+    try:
+        return Path(client.download_artifacts(run.info.run_id, path.as_posix(), str(folder)))
+    except (MlflowException, OSError) as error:
+        raise UserError(f"{path} of run {run.info.run_id} cannot be had from MLflow: {_advice(str(error))}") from None
+
+
+def fetch_model(reference: str, folder: Path) -> Path:
+    """Download the MLflow model at ``models:/...`` or ``runs:/...`` into ``folder``; gives the folder it lies in.
+
+    Raises UserError where there is none, or none of the ONNX flavour.
+    """
+    uri = store_uri()
+    _reader(uri)
+    mlflow.set_tracking_uri(uri)
+    with user_errors(uri, then=f" ({reference}); `mlflow ui` shows what there is"):
+        found = Path(mlflow.artifacts.download_artifacts(reference, dst_path=str(folder)))
+    if not (found / "MLmodel").is_file():
+        raise UserError(f"{reference}: its files are not where MLflow's record says; bring them back there")
+    if "onnx" not in Model.load(found).flavors:
+        raise UserError(f"{reference}: not a model of MLflow's ONNX flavour, which is what the stage register logs")
+    return found
+
+
+def fetch_onnx(reference: str) -> bytes:
+    """The ONNX file of the MLflow model at ``reference``. Raises as ``fetch_model``."""
+    with tempfile.TemporaryDirectory() as folder:
+        return onnx_file(fetch_model(reference, Path(folder))).read_bytes()
+
+
+def onnx_file(folder: Path) -> Path:
+    """Where the MLflow model in ``folder`` keeps its ONNX file."""
+    return folder / str(Model.load(folder).flavors["onnx"]["data"])
+
+
+def pack_model(content: bytes, folder: Path) -> Path:
+    """Make an ONNX model, which is in no store, an MLflow model in ``folder``; returns ``folder``."""
+    import onnx
+
+    mlflow.onnx.save_model(onnx.load_model_from_string(content), folder, **_onnx_facts())
+    return folder
+
+
+def scoring_app(folder: Path) -> FastAPI:
+    """MLflow's scoring server of the model in ``folder``: /ping, /health, /version and /invocations."""
+    from mlflow.pyfunc import load_model, scoring_server
+
+    _quiet_and_impatient()
+    app: FastAPI = scoring_server.init(load_model(str(folder)))
+    return app
+
+
 def _run_of_model(client: MlflowClient, reference: str) -> str:
     name, at, alias = reference.removeprefix("models:/").partition("@")
     if at:
@@ -188,25 +290,15 @@ def _run_of_model(client: MlflowClient, reference: str) -> str:
     return str(client.get_model_version(name, number).run_id)
 
 
-def store_uri() -> str:
-    """Where the record is: MLFLOW_TRACKING_URI, or ``mlflow.db`` of the main workspace, as `mlflow ui` expects."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(main_workspace() / 'mlflow.db').as_posix()}"
-
-
 def connect(params: Params) -> Store:
     """Open the store and the experiment, creating what is not there.
 
     Raises UserError where it cannot be reached or used.
     """
-    # What a person can mend is said in one line, not in the log of a library and a library's library.
-    for library in ("mlflow", "alembic", "sqlalchemy"):
-        logging.getLogger(library).setLevel(logging.CRITICAL)
-    # A person at a terminal waits for this: MLflow's own defaults retry a dead server for minutes.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    _quiet_and_impatient()
     root = main_workspace()
     uri = store_uri()
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or params.register_.experiment
+    name = _experiment_name(params)
     with user_errors(uri):
         # Two processes that create the same database at once would both fail.
         with _lock(root):
@@ -237,17 +329,34 @@ def _create_database(uri: str, root: Path) -> None:
     new.replace(path)
 
 
+def _reader(uri: str) -> MlflowClient:
+    """A client of a store that is there already. Raises UserError where it is a file that is not."""
+    _quiet_and_impatient()
+    file = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:") and not file.is_file():  # MLflow would make an empty one
+        raise UserError(f"{file}: no MLflow record here; `dvc repro` makes it, MLFLOW_TRACKING_URI names another")
+    with user_errors(uri):
+        return MlflowClient(tracking_uri=uri)
+
+
+def _quiet_and_impatient() -> None:
+    # What a person can mend is said in one line, not in the log of a library and a library's library.
+    for library in ("mlflow", "alembic", "sqlalchemy"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    # A person at a terminal waits for this: MLflow's own defaults retry a dead server for minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+
+
 @contextmanager
-def user_errors(uri: str) -> Iterator[None]:
-    """Turn what a person can mend about the store at ``uri`` into one line."""
+def user_errors(uri: str, then: str = "; then `dvc repro` goes on") -> Iterator[None]:
+    """Turn what a person can mend about the store at ``uri`` into one line, which ends with ``then``."""
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
     except (MlflowException, SQLAlchemyError) as error:
-        raise UserError(
-            f"MLflow at {without_credentials(uri)}: {_advice(str(error))}; then `dvc repro` goes on"
-        ) from error
+        raise UserError(f"MLflow at {without_credentials(uri)}: {_advice(str(error))}{then}") from error
 
 
 def record(store: Store, result: Result, tags: Mapping[str, str], code: Code) -> dict[str, Any]:
@@ -435,24 +544,30 @@ def _model(store: Store, run_id: str, result: Result) -> LoggedModel:
         return known[0]
     import onnx
 
-    image = (-1, 1, IMAGE_SIZE, IMAGE_SIZE)
-    signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype(np.float32), image, name="images")]),
-        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, len(CLASSES)), name="logits")]),
-    )
     mlflow.set_tracking_uri(store.uri)
     with mlflow.start_run(run_id=run_id):
         info = mlflow.onnx.log_model(
             onnx.load(ONNX),
             name="onnx",
-            signature=signature,
-            input_example={"images": np.zeros((2, *image[1:]), np.float32)},
-            pip_requirements=[f"{name}=={installed(name)}" for name in ("onnx", "onnxruntime", "numpy", "mlflow")],
-            onnx_execution_providers=["CPUExecutionProvider"],
-            save_as_external_data=False,
             tags={"weights_sha256": result.training["weights_sha256"]},
+            **_onnx_facts(),
         )
     return store.client.get_logged_model(info.model_id)
+
+
+def _onnx_facts() -> dict[str, Any]:
+    """What MLflow keeps beside the ONNX file: what goes in and out, and what runs it."""
+    image = (1, IMAGE_SIZE, IMAGE_SIZE)
+    return {
+        "signature": ModelSignature(
+            inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, *image), name="images")]),
+            outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, len(CLASSES)), name="logits")]),
+        ),
+        "input_example": {"images": np.zeros((2, *image), np.float32)},
+        "pip_requirements": [f"{name}=={installed(name)}" for name in ("onnx", "onnxruntime", "numpy", "mlflow")],
+        "onnx_execution_providers": ["CPUExecutionProvider"],
+        "save_as_external_data": False,
+    }
 
 
 def _version(store: Store, run: MlflowRun, result: Result) -> ModelVersion:

@@ -12,3 +12,8 @@ CHECKPOINTS = Path(".lenet5/checkpoints")
 def main_workspace() -> Path:
     """The workspace a person sees. DVC runs queued experiments in copies that it deletes."""
     return Path(os.environ.get("DVC_ROOT") or Path.cwd())
+
+
+def store_uri() -> str:
+    """Where the record is: MLFLOW_TRACKING_URI, or ``mlflow.db`` of the main workspace, as `mlflow ui` expects."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(main_workspace() / 'mlflow.db').as_posix()}"

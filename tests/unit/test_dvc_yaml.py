@@ -30,7 +30,7 @@ ORDER = [
     "errors", "files", "workspace", "outs", "convolution", "history", "params", "fashion_mnist", "sources", "datasets",
     "model", "edge_kernel", "promotion", "recipe", "evaluation", "cuda_graph", "engine", "training", "export",
     "figures", "display", "record", "lineage", "model_card", "checkpoint", "streaming", "experiment_page", "tracking",
-    "stage", "reproduce", "seeds",
+    "stage", "reproduce", "seeds", "images", "predict", "serve", "doctor", "compare", "cli",
 ]  # fmt: skip
 
 

@@ -1,0 +1,178 @@
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter, ImageOps
+
+from lenet5.errors import UserError
+from lenet5.images import decode_image, read_image
+
+Grey = NDArray[np.uint8]
+
+
+@pytest.fixture
+def boot() -> Grey:
+    """Something light on black that reaches two edges, as FashionMNIST's things do, and is no mirror of itself."""
+    image = np.zeros((28, 28), np.uint8)
+    image[2:26, 9:16] = 120
+    image[18:26, 0:28] = 200
+    image[20:22, 4:6] = 60
+    return image
+
+
+def decoded(image: Image.Image, kind: str = "PNG", **options: object) -> Grey:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    stream.seek(0)
+    return decode_image(stream)
+
+
+def enlarged(image: Grey, factor: int = 12) -> Image.Image:
+    return Image.fromarray(image).resize((28 * factor, 28 * factor), Image.Resampling.NEAREST)
+
+
+def apart(first: Grey, second: Grey) -> float:
+    return float(np.abs(first.astype(float) - second).mean())
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "LA"])
+def test_an_image_of_the_right_size_stays_as_it_is_in_every_mode(boot: Grey, mode: str) -> None:
+    np.testing.assert_array_equal(decoded(Image.fromarray(boot).convert(mode)), boot)
+
+
+def test_a_light_background_is_negated(boot: Grey) -> None:
+    np.testing.assert_array_equal(decoded(ImageOps.invert(Image.fromarray(boot))), boot)
+
+
+def test_a_picture_with_margins_is_trimmed_and_centred(boot: Grey) -> None:
+    picture = Image.new("RGB", (1000, 700), "white")
+    picture.paste(ImageOps.invert(enlarged(boot)), (600, 20))
+    found = decoded(picture)
+    rows, columns = np.nonzero(found > 12)
+    assert (columns.min(), columns.max()) == (0, 27)
+    assert (rows.min(), 27 - rows.max()) == (2, 2)
+    assert apart(found, boot) < 6
+
+
+@pytest.mark.parametrize("light", [0.95, 0.7, 0.1])
+def test_noise_and_a_background_that_is_not_quite_plain_do_not_matter(boot: Grey, light: float) -> None:
+    picture = Image.new("L", (600, 600), 0)
+    picture.paste(enlarged(boot), (100, 150))
+    pixels = np.asarray(picture) / 255
+    pixels = pixels * (1 - light) + light * 0.2 if light < 0.5 else light - pixels * light
+    noisy = (pixels * 255 + np.random.default_rng(0).normal(0, 4, pixels.shape)).clip(0, 255).astype(np.uint8)
+    found = decoded(Image.fromarray(noisy), "JPEG", quality=70)
+    assert np.corrcoef(found.ravel(), boot.ravel())[0, 1] > 0.97
+
+
+def test_a_photograph_taken_sideways_is_turned_upright(boot: Grey) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: show it rotated by 90 degrees
+    sideways = enlarged(boot).rotate(90, expand=True)
+    assert apart(decoded(sideways, "JPEG", exif=exif, quality=95), boot) < 3
+    assert apart(decoded(sideways, "JPEG", quality=95), boot) > 20
+
+
+@pytest.mark.parametrize("colour", ["white", "black", "#666666"])
+def test_a_thing_on_a_transparent_background_stands_out_from_it(boot: Grey, colour: str) -> None:
+    picture = Image.new("RGBA", (28 * 12, 28 * 12), (255, 0, 255, 0))
+    picture.paste(Image.new("RGBA", picture.size, colour), mask=enlarged((boot > 0).astype(np.uint8) * 255))
+    found = decoded(picture)
+    np.testing.assert_array_equal(found > 100, boot > 0)
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32])
+def test_more_than_eight_bits_are_scaled_and_not_cut_off(boot: Grey, kind: type) -> None:
+    deep = Image.fromarray((boot.astype(np.float64) * 257).astype(kind))
+    found = decoded(deep, "TIFF")
+    np.testing.assert_allclose(found, boot if kind is np.uint16 else boot / boot.max() * 255, atol=1)
+
+
+def test_colours_of_print_are_read(boot: Grey) -> None:
+    assert apart(decoded(enlarged(boot).convert("RGB").convert("CMYK"), "JPEG", quality=95), boot) < 3
+
+
+def test_a_phones_photograph_with_a_second_picture_inside_is_read(boot: Grey) -> None:
+    picture = enlarged(boot).convert("RGB")
+    found = decoded(picture, "MPO", save_all=True, append_images=[Image.new("RGB", (8, 8))], quality=95)
+    assert apart(found, boot) < 3
+
+
+@pytest.mark.parametrize("size", [(3000, 10), (10, 3000), (2, 2), (29, 29)])
+def test_any_shape_fits(size: tuple[int, int]) -> None:
+    picture = Image.new("L", (size[0] + 40, size[1] + 40), 255)
+    picture.paste(0, (20, 20, 20 + size[0], 20 + size[1]))
+    found = decoded(picture)
+    assert found.shape == (28, 28)
+    assert found.max() > 60
+
+
+def test_a_blurred_large_photograph_gives_what_the_small_one_gives(boot: Grey) -> None:
+    large = enlarged(boot, 150).filter(ImageFilter.GaussianBlur(20))
+    assert apart(decoded(large), decoded(large.resize((400, 400)))) < 3
+
+
+def png_without_pixels(width: int, height: int) -> bytes:
+    """A PNG that says how large it is, and holds nothing."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in ((b"IHDR", header), (b"IDAT", b""), (b"IEND", b""))
+    )
+
+
+def frames(kind: str) -> bytes:
+    stream = io.BytesIO()
+    pictures = [Image.new("L", (40, 40), value) for value in (0, 100, 200)]
+    pictures[0].save(stream, kind, save_all=True, append_images=pictures[1:])
+    return stream.getvalue()
+
+
+def cut_png() -> bytes:
+    stream = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 255, (100, 100), np.uint8)
+    Image.fromarray(noise).save(stream, "PNG")
+    return stream.getvalue()[:3000]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"A text, and no picture.\n", "not a picture"),
+        (b"", "not a picture"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a picture"),
+        (cut_png(), "a broken picture (image file is truncated"),
+        (png_without_pixels(10, 10), "a broken picture"),
+        (png_without_pixels(20_000, 20_000), "more than 64 megapixels"),
+        (png_without_pixels(10_000, 10_000), "10,000 x 10,000 pixels, more than 64 megapixels"),
+        (png_without_pixels(0, 0), "not a picture"),
+        (frames("GIF"), "3 pictures in one GIF"),
+        (frames("PNG"), "3 pictures in one PNG"),
+        (frames("TIFF"), "3 pictures in one TIFF"),
+    ],
+    ids=["text", "empty", "svg", "cut", "header", "400 MP", "100 MP", "no size", "gif", "apng", "tiff"],
+)
+def test_what_is_no_picture_is_told_in_one_line_with_its_name(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "it.png"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as raised:
+        read_image(path)
+    assert str(raised.value).startswith(f"{path}: ")
+    assert said in str(raised.value)
+    assert len(str(raised.value)) < 200
+
+
+def test_a_missing_file_and_a_directory_are_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"gone\.png: no such file"):
+        read_image(tmp_path / "gone.png")
+    with pytest.raises(UserError, match="is a directory"):
+        read_image(tmp_path)
+
+
+def test_a_blank_picture_is_told() -> None:
+    with pytest.raises(UserError, match="one even surface"):
+        decoded(Image.new("RGB", (300, 200), "grey"))
