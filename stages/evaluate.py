@@ -1,43 +1,98 @@
-"""Stage evaluate: every figure of the trained model, with intervals. A few seconds on any CPU."""
+"""Stage evaluate: every figure of the trained model, with intervals, its pictures and its card. About 15 s."""
 
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
 import torch
+from torch import Tensor
 
-from lenet5 import evaluation
-from lenet5.datasets import load_splits
-from lenet5.fashion_mnist import RAW_DIR
-from lenet5.files import atomic_path, read_json, write_json
+from lenet5 import evaluation, figures, model_card
+from lenet5.datasets import Splits, load_splits
+from lenet5.fashion_mnist import CLASSES, RAW_DIR
+from lenet5.files import atomic_path, read_json, write_bytes, write_json
 from lenet5.history import read_history
-from lenet5.outs import EVALUATION, HISTORY, PREDICTIONS, TRAINING, WEIGHTS
+from lenet5.model import LeNet5, layers
+from lenet5.outs import (
+    CARD,
+    CARD_PAGE,
+    CLASS_SCORES,
+    CONFUSION,
+    CURVES,
+    EVALUATION,
+    FEATURE_MAPS,
+    HISTORY,
+    MISTAKES,
+    PREDICTIONS,
+    RELIABILITY,
+    SAMPLES,
+    TRAINING,
+    WEIGHTS,
+)
 from lenet5.params import Params
 from lenet5.stage import run_stage
 
+SHOE = CLASSES.index("Ankle boot")
+
 
 def main(params: Params) -> None:
-    """Measure the chosen weights on every split, and tabulate the test predictions image by image."""
+    """Measure the chosen weights on every split, tabulate the test predictions, draw, and write the model card."""
     splits = load_splits(RAW_DIR, params.data, torch.device("cpu"))
-    model = evaluation.load_weights(WEIGHTS, read_json(TRAINING)["weights_sha256"], params.model)
+    training, history = read_json(TRAINING), read_history(HISTORY)
+    model = evaluation.load_weights(WEIGHTS, training["weights_sha256"], params.model)
     logits = {name: evaluation.predict(model, split.images) for name, split in splits.measured().items()}
-    figures = {
-        name: evaluation.split_figures(logits[name], split.labels, params.evaluate.confidence)
-        for name, split in splits.measured().items()
-    }
     predictions = evaluation.predictions_table(logits["test"], splits.test.labels)
     with atomic_path(PREDICTIONS) as beside:
         predictions.to_csv(beside, index=False)
-    gap = evaluation.gap_figures(figures["train"], figures.get("validation", figures["test"]))
-    report = {
-        **figures,
-        "gap": gap,
-        "gap_test": evaluation.gap_figures(figures["train"], figures["test"]),
-        "onset_of_overfitting": evaluation.onset_of_overfitting(read_history(HISTORY)),
-        "calibration_error": evaluation.calibration_error(predictions, params.evaluate.calibration_bins),
+    calibration = evaluation.calibration_table(predictions, params.evaluate.calibration_bins)
+    report = measure(params, splits, logits) | {
+        "onset_of_overfitting": evaluation.onset_of_overfitting(history),
+        "calibration_error": evaluation.calibration_error(calibration),
         "classes": evaluation.class_figures(predictions),
     }
     write_json(EVALUATION, report)
-    for name, row in figures.items():
-        low, high = row["accuracy_low"], row["accuracy_high"]
-        print(f"{name:>10}  loss {row['loss']:.4f}  accuracy {row['accuracy']:.4f}  [{low:.4f}, {high:.4f}]")
-    print(f"       gap  loss {gap['loss']:.4f}  accuracy {gap['accuracy']:.4f}")
+    figures.draw_curves(CURVES, history, training["chosen_epoch"], report["onset_of_overfitting"])
+    figures.draw_confusion(CONFUSION, predictions)
+    figures.draw_classes(CLASS_SCORES, report["classes"])
+    figures.draw_reliability(RELIABILITY, calibration, params.evaluate.calibration_bins, report["calibration_error"])
+    draw_images(params, splits, model, predictions)
+    card = model_card.model_card(params, history, training, report, layers(model), predictions)
+    write_bytes(CARD, card.encode())
+    write_bytes(CARD_PAGE, model_card.page(card, CARD.parent).encode())
+    show(report)
+
+
+def measure(params: Params, splits: Splits, logits: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Loss and accuracy of every split with intervals, and the overfitting gaps."""
+    measured = {
+        name: evaluation.split_figures(logits[name], split.labels, params.evaluate.confidence)
+        for name, split in splits.measured().items()
+    }
+    train, test = measured["train"], measured["test"]
+    return {
+        **measured,
+        "gap": evaluation.gap_figures(train, measured.get("validation", test)),
+        "gap_test": evaluation.gap_figures(train, test),
+    }
+
+
+def draw_images(params: Params, splits: Splits, model: LeNet5, predictions: pd.DataFrame) -> None:
+    """The sheets of samples and of mistakes, and what the layers make of the first ankle boot among the test images."""
+    figures.draw_samples(SAMPLES, splits.train.images.numpy(), splits.train.labels.numpy())
+    figures.draw_mistakes(MISTAKES, predictions, splits.test.images.numpy())
+    shoe = splits.test.images[int((splits.test.labels == SHOE).nonzero()[0])]
+    maps = {name: layer.numpy() for name, layer in evaluation.feature_maps(model, shoe).items()}
+    kernels = model.c1.weight.detach().numpy()[:, 0]
+    figures.draw_feature_maps(FEATURE_MAPS, shoe.numpy(), kernels, maps, params.model.activation, params.model.pooling)
+
+
+def show(report: Mapping[str, Any]) -> None:
+    """Print what a person wants to know first."""
+    for name in ("train", "validation", "test"):
+        if row := report.get(name):
+            low, high = row["accuracy_low"], row["accuracy_high"]
+            print(f"{name:>10}  loss {row['loss']:.4f}  accuracy {row['accuracy']:.4f}  [{low:.4f}, {high:.4f}]")
+    print(f"       gap  loss {report['gap']['loss']:.4f}  accuracy {report['gap']['accuracy']:.4f}")
 
 
 if __name__ == "__main__":

@@ -43,6 +43,16 @@ def predict(model: LeNet5, images: Tensor) -> Tensor:
         return torch.cat([model(to_float(batch)) for batch in images.split(BATCH)])
 
 
+def feature_maps(model: LeNet5, image: Tensor) -> dict[str, Tensor]:
+    """What C1 and C3 (after the activation) and S2 and S4 make of one image (28, 28) uint8: (maps, height, width)."""
+    model.eval()
+    with torch.inference_mode():
+        c1 = model.activation(model.c1(to_float(image[None])))
+        s2 = model.s2(c1)
+        c3 = model.activation(model.c3(s2))
+        return {name: maps[0] for name, maps in {"C1": c1, "S2": s2, "C3": c3, "S4": model.s4(c3)}.items()}
+
+
 def measure(model: LeNet5, split: Split) -> Measure:
     """Loss and accuracy of ``model`` as it stands on ``split``."""
     logits = predict(model, split.images)
@@ -114,15 +124,20 @@ def class_figures(predictions: pd.DataFrame) -> dict[str, dict[str, float]]:
     }
 
 
-def calibration_error(predictions: pd.DataFrame, bins: int) -> float:
-    """Expected calibration error: mean distance of confidence from accuracy over equal-width bins.
+def calibration_table(predictions: pd.DataFrame, bins: int) -> pd.DataFrame:
+    """Share of the images, mean confidence and accuracy in each of the equal-width bins (the index) that has any."""
+    right = (predictions["true"] == predictions["predicted"]).astype(float)
+    bin_of = (predictions["probability"] * bins).astype(int).clip(upper=bins - 1).rename("bin")
+    columns = pd.DataFrame({"confidence": predictions["probability"], "accuracy": right}).groupby(bin_of)
+    return columns.mean().assign(share=columns.size() / len(predictions))
+
+
+def calibration_error(table: pd.DataFrame) -> float:
+    """Expected calibration error: mean distance of confidence from accuracy over the bins of ``calibration_table``.
 
     Guo et al., "On Calibration of Modern Neural Networks", 2017, equation 3.
     """
-    correct = predictions["true"] == predictions["predicted"]
-    bin_of = (predictions["probability"] * bins).astype(int).clip(upper=bins - 1)
-    distance = (correct - predictions["probability"]).groupby(bin_of).sum().abs()
-    return float(distance.sum() / len(predictions))
+    return float(((table["accuracy"] - table["confidence"]).abs() * table["share"]).sum())
 
 
 def onset_of_overfitting(history: pd.DataFrame) -> int | None:

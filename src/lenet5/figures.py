@@ -1,32 +1,264 @@
-"""Every picture the project draws; the only module that imports matplotlib."""
+"""Every picture the project draws; the only module that imports matplotlib.
 
-from collections.abc import Sequence
+A picture's background is white on every page, its colours are told apart by colour-blind eyes, and the same
+inputs give the same bytes.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from cycler import cycler
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from lenet5.convolution import Array, corr2d
 from lenet5.edge_kernel import EDGE_KERNEL, LearnedKernel, edge_image
+from lenet5.fashion_mnist import CLASSES, IMAGE_SIZE
 from lenet5.files import atomic_path
 
+BLUE, VERMILION, GREEN, PURPLE, ORANGE = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"  # Okabe and Ito
+SPLIT_COLOURS = {"train": BLUE, "validation": VERMILION, "test": GREEN}
 STYLE = {
     "figure.facecolor": "white",
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.prop_cycle": cycler(color=["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"]),  # Okabe and Ito
+    "axes.axisbelow": True,
+    "axes.prop_cycle": cycler(color=[BLUE, VERMILION, GREEN, PURPLE, ORANGE]),
+    "grid.color": "0.9",
+    "legend.frameon": False,
+    "figure.constrained_layout.w_pad": 0.08,
+    "figure.constrained_layout.h_pad": 0.08,
 }
+MISTAKES = (4, 8)  # rows and columns of the sheet
+SAMPLES = 16  # images of each class
+FEW_EPOCHS = 25  # up to which each gets a dot
+
+
+@contextmanager
+def picture(path: Path, width: float, height: float) -> Iterator[Figure]:
+    """A figure of ``width`` by ``height`` inches, written to ``path`` when the block ends well."""
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]  # the stub wants each key as a literal
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        with atomic_path(path) as beside:
+            figure.savefig(beside, dpi=120, metadata={"Software": None})
+
+
+def draw_curves(path: Path, history: pd.DataFrame, chosen_epoch: int, onset: int | None) -> None:
+    """Loss and accuracy by epoch; the gap between training and validation images is shaded, darker after ``onset``."""
+    with picture(path, 11, 5) as figure:
+        for axes, measure in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+            _draw_measure(axes, history, measure, onset)
+            _mark_epochs(axes, chosen_epoch, onset)
+        figure.axes[0].set(title="loss", ylabel="cross-entropy (nats)")
+        figure.axes[0].set_ylim(0, 1.05 * figure.axes[0].dataLim.ymax)
+        figure.axes[1].set(title="accuracy", ylabel="images classified rightly")
+        figure.axes[1].yaxis.set_major_formatter(PercentFormatter(1))
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+
+
+def _draw_measure(axes: Axes, history: pd.DataFrame, measure: str, onset: int | None) -> None:
+    epochs, last = history["epoch"], history["epoch"].iloc[-1]
+    curves = {name: history[f"{name}_{measure}"] for name in ("train", "validation", "test")}
+    other = "test" if curves["validation"].isna().all() else "validation"
+    gap = (epochs, curves["train"], curves[other])
+    axes.fill_between(
+        *gap, epochs <= (onset or last), color="0.88", linewidth=0, label=f"gap from training to {other} images"
+    )
+    if onset is not None and onset < last:
+        label = f"gap after epoch {onset}, the onset of overfitting"
+        axes.fill_between(*gap, epochs >= onset, color=ORANGE, alpha=0.5, linewidth=0, label=label)
+    labels = {"train": "training (fixed sample)", "validation": "validation", "test": "test"}
+    for (name, values), line in zip(curves.items(), ("-", "-", "--"), strict=True):
+        if values.notna().any():
+            marker = "." if last <= FEW_EPOCHS else None
+            axes.plot(epochs, values, line, color=SPLIT_COLOURS[name], marker=marker, label=labels[name])
+    axes.set(xlabel="epoch", xlim=(0, last + 1))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(visible=True)
+
+
+def _mark_epochs(axes: Axes, chosen_epoch: int, onset: int | None) -> None:
+    kept = f"epoch {chosen_epoch}: these weights are kept"
+    if onset not in (None, chosen_epoch):
+        axes.axvline(onset, color="0.35", linestyle=":", label=f"epoch {onset}: lowest validation loss")
+    elif onset:
+        kept = f"epoch {onset}: lowest validation loss, these weights are kept"
+    axes.axvline(chosen_epoch, color="0.35", linewidth=1, label=kept)
+
+
+def draw_confusion(path: Path, predictions: pd.DataFrame) -> None:
+    """How many images of each class (row) were taken for which class (column)."""
+    counts = pd.crosstab(predictions["true"], predictions["predicted"])
+    counts = counts.reindex(index=CLASSES, columns=CLASSES, fill_value=0)
+    shares = counts.to_numpy() / np.maximum(counts.to_numpy().sum(axis=1, keepdims=True), 1)
+    right = np.trace(counts.to_numpy())
+    with picture(path, 8.5, 7.5) as figure:
+        axes = figure.subplots()
+        axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
+        for (row, column), count in np.ndenumerate(counts.to_numpy()):
+            if count:
+                colour = "white" if shares[row, column] > 0.3 else "black"
+                axes.text(column, row, f"{count}", ha="center", va="center", color=colour)
+        axes.set(title=f"confusion on the test images: {right:,} of {len(predictions):,} are right, on the diagonal")
+        axes.set(xlabel="predicted class", ylabel="true class")
+        axes.set_xticks(range(len(CLASSES)), CLASSES, rotation=40, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(len(CLASSES)), CLASSES)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+
+
+def draw_classes(path: Path, classes: Mapping[str, Mapping[str, float]]) -> None:
+    """Precision, recall and F1 of each class, the hardest class at the bottom."""
+    names = sorted(classes, key=lambda name: classes[name]["f1"])
+    meanings = {
+        "precision": "precision: right, of the images called so",
+        "recall": "recall: found, of the images that are so",
+        "f1": "F1: harmonic mean of the two",
+    }
+    with picture(path, 9, 6.5) as figure:
+        axes = figure.subplots()
+        for offset, (score, meaning) in zip((0.27, 0, -0.27), meanings.items(), strict=True):
+            values = [classes[name][score] for name in names]
+            bars = axes.barh(np.arange(len(names)) + offset, values, 0.25, label=meaning)
+            axes.bar_label(bars, fmt="{:.1%}", padding=3, fontsize=7)
+        axes.set_yticks(range(len(names)), names)
+        axes.set(title="how well each class is recognised in the test images", xlabel="share of images", xlim=(0, 1.05))
+        axes.xaxis.set_major_formatter(PercentFormatter(1))
+        axes.grid(visible=True, axis="x")
+        figure.legend(loc="outside lower center", ncols=3, fontsize=9)
+
+
+def draw_mistakes(path: Path, predictions: pd.DataFrame, images: Array) -> None:
+    """The mistakes the model was surest of; ``images`` (n, 28, 28) are those of the rows of ``predictions``."""
+    wrong = predictions[predictions["true"] != predictions["predicted"]]
+    rows, columns = MISTAKES
+    worst = wrong.sort_values("probability", ascending=False, kind="stable").head(rows * columns)
+    with picture(path, 11, 8.2) as figure:
+        figure.set_layout_engine("constrained", h_pad=0.1)
+        figure.suptitle(
+            f"the most confident of {len(wrong):,} mistakes on the test images: "
+            "true class above, the model's answer and how sure it is below"
+        )
+        panels = figure.subplots(rows, columns).flat
+        for axes in panels:
+            axes.set_axis_off()
+        for axes, image, (true, predicted, probability) in zip(
+            figure.axes, images[worst.index], worst[["true", "predicted", "probability"]].to_numpy(), strict=False
+        ):
+            axes.set_axis_on()
+            _show_image(axes, image)
+            axes.set_title(true, fontsize=9, pad=3)
+            axes.set_xlabel(f"{predicted}\n{_percent(probability)}", fontsize=9, color=VERMILION, labelpad=3)
+
+
+def _percent(share: float) -> str:
+    """99.96 % is not 100 %."""
+    return f"{np.floor(share * 1000) / 10:.1f} %"
+
+
+def draw_reliability(path: Path, table: pd.DataFrame, bins: int, error: float) -> None:
+    """Accuracy against confidence, from the calibration ``table`` of so many ``bins``, and how often each occurs."""
+    edges, width = table.index.to_numpy() / bins, 1 / bins
+    with picture(path, 6.5, 7) as figure:
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        upper.bar(edges, table["accuracy"], width, align="edge", edgecolor="white", label="accuracy of the answers")
+        upper.plot([0, 1], [0, 1], "--", color="0.35", label="perfect: right as often as it is sure")
+        upper.plot(
+            table["confidence"],
+            table["accuracy"],
+            "o",
+            color=VERMILION,
+            markersize=4,
+            label="mean confidence and accuracy of the bin",
+        )
+        upper.set(title=f"reliability on the test images: calibration error {error:.1%}", ylabel="accuracy")
+        upper.set(xlim=(0, 1), ylim=(0, 1))
+        upper.legend(loc="upper left")
+        lower.bar(edges, table["share"], width, align="edge", edgecolor="white", color="0.6")
+        lower.set(xlabel="confidence: the probability the model gives its answer", ylabel="share of images")
+        for axis in (upper.yaxis, lower.yaxis, lower.xaxis):
+            axis.set_major_formatter(PercentFormatter(1, decimals=0))
+        upper.grid(visible=True)
+
+
+def draw_feature_maps(
+    path: Path, image: Array, kernels: Array, maps: Mapping[str, Array], activation: str, pooling: str
+) -> None:
+    """One image (28, 28), the C1 ``kernels`` (6, 5, 5), and the (maps, height, width) that each layer makes of it."""
+    convolution, pool = f"convolution, then {activation}", f"{pooling} pooling over 2 x 2"
+    rows = {name: f"{name}: {step}" for name, step in zip(maps, (convolution, pool) * 2, strict=True)}
+    with picture(path, 11, 7.6) as figure:
+        top, bottom = np.asarray(figure.subfigures(2, 1, height_ratios=(2.5, 1)))
+        left, right = top.subfigures(1, 2, width_ratios=(1, 3))
+        _show_image(axes := left.subplots(), image)
+        axes.set_title("the image, 28 x 28")
+        first, c1, s2 = right.subplots(3, 1)
+        _show_kernels(first, kernels, f"the {len(kernels)} learned kernels of C1, 5 x 5; blue: positive, red: negative")
+        for axes, name in zip((c1, s2, *bottom.subplots(2, 1)), maps, strict=True):
+            count, height, width = maps[name].shape
+            _show_maps(axes, maps[name], f"{rows[name]}; {count} maps of {height} x {width}")
+
+
+def draw_samples(path: Path, images: Array, labels: Array) -> None:
+    """The first images (n, 28, 28) of each class, one class a row."""
+    size = images.shape[-1] + 2
+    with picture(path, 11, 7) as figure:
+        axes = figure.subplots()
+        sheet = np.vstack([_side_by_side(images[labels == label][:SAMPLES], SAMPLES) for label in range(len(CLASSES))])
+        axes.imshow(sheet, cmap="gray", vmin=0, vmax=255)
+        axes.set_title(f"FashionMNIST: {SAMPLES} training images of each class")
+        axes.set_yticks((np.arange(len(CLASSES)) + 0.5) * size, CLASSES)
+        axes.set_xticks([])
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+
+
+def _side_by_side(images: Array, columns: int) -> Array:
+    """(n, h, w) with n up to ``columns`` -> (h + 2, columns * (w + 2)); NaN, drawn as nothing, between and after."""
+    height, width = images.shape[1:]
+    row = np.full((height + 2, columns, width + 2), np.nan)
+    row[1:-1, : len(images), 1:-1] = images.transpose(1, 0, 2)
+    return row.reshape(height + 2, -1)
+
+
+def _show_kernels(axes: Axes, kernels: Array, title: str) -> None:
+    limit = np.abs(kernels).max()
+    axes.imshow(_row(kernels), cmap="RdBu", vmin=-limit, vmax=limit, interpolation="nearest")
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_axis_off()
+
+
+def _show_maps(axes: Axes, maps: Array, title: str) -> None:
+    """The maps of a layer on one scale, which lifts what is dim."""
+    axes.imshow(_row(maps), cmap="gray", norm=PowerNorm(0.6, maps.min(), maps.max()), interpolation="nearest")
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_axis_off()
+
+
+def _row(maps: Array) -> Array:
+    """All maps side by side, each blown up to about the size of an image, so that the gaps between are alike."""
+    scale = IMAGE_SIZE // maps.shape[-1]
+    return _side_by_side(maps.repeat(scale, axis=1).repeat(scale, axis=2), len(maps))
+
+
+def _show_image(axes: Axes, image: Array) -> None:
+    axes.imshow(image, cmap="gray", vmin=0, vmax=255)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
 
 
 def draw_kernel_check(path: Path, learned: Sequence[LearnedKernel], tolerance: float) -> None:
     """The edge image, its response to [1, -1] and to the kernel transposed, and how each seed learned the kernel."""
     image = edge_image()
-    with mpl.rc_context(STYLE):  # type: ignore[arg-type]  # the stub wants each key as a literal
-        figure = Figure(figsize=(11, 6), layout="constrained")
+    with picture(path, 11, 6) as figure:
         pictures, curves = np.asarray(figure.subfigures(2, 1, height_ratios=(1, 1.2)))
         panels = pictures.subplots(1, 3)
         _show_matrix(panels[0], image, "image: white with a black bar", "gray")
@@ -40,10 +272,8 @@ def draw_kernel_check(path: Path, learned: Sequence[LearnedKernel], tolerance: f
             ylabel="squared error, summed",
             title="learning the kernel from its response",
         )
-        loss_axes.legend(frameon=False)
+        loss_axes.legend()
         _show_learned(kernel_axes, learned, tolerance)
-        with atomic_path(path) as beside:
-            figure.savefig(beside, dpi=120, metadata={"Software": None})
 
 
 def _show_matrix(axes: Axes, matrix: Array, title: str, colours: str) -> None:
@@ -67,4 +297,4 @@ def _show_learned(axes: Axes, learned: Sequence[LearnedKernel], tolerance: float
         ylim=(-1.4, 1.4),
     )
     axes.set_xticks(places, [str(one.seed) for one in learned])
-    axes.legend(frameon=False, loc="center")
+    axes.legend(loc="center")

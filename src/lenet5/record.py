@@ -10,7 +10,7 @@ import pandas as pd
 
 from lenet5.files import digest, read_json, read_trusted
 from lenet5.history import EpochRow, read_history
-from lenet5.outs import EVALUATION, EXPORT, HISTORY, ONNX, PREDICTIONS, PROGRAM, TRAINING, WEIGHTS
+from lenet5.outs import CARD, EVALUATION, EXPORT, HISTORY, ONNX, PREDICTIONS, PROGRAM, TRAINING, WEIGHTS
 from lenet5.params import Params
 
 # What each curve is called: MLflow's UI makes a group of what stands before the slash.
@@ -105,6 +105,7 @@ class Result:
     training: Mapping[str, Any]
     evaluation: Mapping[str, Any]
     export: Mapping[str, Any]
+    card: str
     training_digest: str
     result_digest: str
 
@@ -123,6 +124,7 @@ def read_result(params: Params) -> Result:
         training=training,
         evaluation=read_json(EVALUATION),
         export=export,
+        card=CARD.read_text(encoding="utf-8"),
         training_digest=training_digest,
         result_digest=digest(training_digest.encode() + onnx_model + program + others),
     )

@@ -37,7 +37,8 @@ from lenet5.errors import UserError
 from lenet5.fashion_mnist import CLASSES, IMAGE_SIZE
 from lenet5.files import digest
 from lenet5.lineage import Code, data_digest, without_credentials
-from lenet5.outs import ONNX, PREDICTIONS, PROGRAM, REGISTRATION
+from lenet5.model_card import completed, page, summary
+from lenet5.outs import CARD, CARD_PAGE, ONNX, PREDICTIONS, PROGRAM, REGISTRATION
 from lenet5.params import Params
 from lenet5.promotion import Decision, decide
 from lenet5.record import (
@@ -52,7 +53,8 @@ from lenet5.record import (
 from lenet5.workspace import LOCK_FILE, PARAMS_FILE, PIPELINE_FILE, main_workspace
 
 ATTEMPT, TRAINING, RESULT, HISTORY_FROM = "attempt", "training", "result", "history_from"
-_FAILURE_TAGS = ("failure", "mlflow.note.content")  # the second is the description that the UI shows
+_DESCRIPTION = "mlflow.note.content"  # of a run, which the UI shows
+_FAILURE_TAGS = ("failure", _DESCRIPTION)
 _POINTS_A_CALL = 1000  # the most that MLflow's log_batch takes
 _LOCK_SECONDS = 600
 
@@ -237,6 +239,7 @@ def record(store: Store, result: Result, tags: Mapping[str, str], code: Code) ->
         version = _version(store, run, result)
         decision = _decide(store, version, result)
         if not complete:
+            _log_card(store.client, run, version, decision, result)
             store.client.set_tag(run.info.run_id, RESULT, result.result_digest)
             store.client.set_terminated(run.info.run_id, "FINISHED")
         return {
@@ -339,6 +342,39 @@ def _log_artifacts(client: MlflowClient, run_id: str) -> None:
     client.log_artifact(run_id, str(PROGRAM), "models")
 
 
+def _log_card(client: MlflowClient, run: MlflowRun, version: ModelVersion, decision: Decision, result: Result) -> None:
+    """Describe the run in short, and give it the whole model card."""
+    run_id = run.info.run_id
+    client.set_tag(run_id, _DESCRIPTION, _summary(result))
+    card = completed(result.card, _facts(run, version, decision, result))
+    client.log_text(run_id, card, CARD.as_posix())
+    client.log_text(run_id, page(card, CARD.parent), CARD_PAGE.as_posix())
+
+
+def _summary(result: Result) -> str:
+    return summary(result.params, result.history, result.training, result.evaluation)
+
+
+def _facts(run: MlflowRun, version: ModelVersion, decision: Decision, result: Result) -> dict[str, str]:
+    """What the record adds to the model card."""
+    run_id, tags, model = run.info.run_id, run.data.tags, f"models:/{version.name}/{version.version}"
+    earlier = "" if version.run_id == run_id else f", registered by run `{version.run_id}` with the same weights"
+    changes = ", with the changes in `pipeline/changes.diff`" if tags.get("git.dirty") == "true" else ""
+    parity = ", ".join(f"{name} {difference:.1e}" for name, difference in result.export["parity"].items())
+    facts = {
+        "MLflow run": f"{run.info.run_name}, `{run_id}`",
+        "model version": f"`{model}`{earlier}",
+        "decision when registered": f"{decision.alias}: {decision.reason}",
+        "exported models": f"predict PyTorch's classes on all test images; largest difference of a logit: {parity}",
+        "commit": f"`{tags['mlflow.source.git.commit']}`{changes}" if "mlflow.source.git.commit" in tags else "",
+        "machine": tags.get("machine", ""),
+        "packages": tags.get("versions", ""),
+        "to repeat it": f"`python -m lenet5.reproduce {run_id}`",
+        "to serve it": f"`mlflow models serve -m {model} --env-manager local`",
+    }
+    return {name: fact for name, fact in facts.items() if fact}
+
+
 def _model(store: Store, run_id: str, result: Result) -> LoggedModel:
     """The ONNX model of the run, logged once."""
     known = store.client.search_logged_models([store.experiment_id], f"source_run_id = '{run_id}'")
@@ -379,7 +415,6 @@ def _version(store: Store, run: MlflowRun, result: Result) -> ModelVersion:
     if not store.client.search_registered_models(f"name = '{name}'"):
         store.client.create_registered_model(name, description="LeNet-5 on FashionMNIST as ONNX: images to ten logits.")
     model = _model(store, run.info.run_id, result)
-    test = result.evaluation["test"]
     return store.client.create_model_version(
         name,
         source=f"models:/{model.model_id}",
@@ -388,13 +423,10 @@ def _version(store: Store, run: MlflowRun, result: Result) -> ModelVersion:
         tags={
             "weights_sha256": result.training["weights_sha256"],
             "onnx_difference": f"{result.export['parity']['onnx']:.2e}",
-            "test_accuracy": f"{test['accuracy']:.4f}",
+            "test_accuracy": f"{result.evaluation['test']['accuracy']:.4f}",
             "accuracy_gap": f"{result.evaluation['gap']['accuracy']:.4f}",
         },
-        description=(
-            f"Test accuracy {test['accuracy']:.4f} [{test['accuracy_low']:.4f}, {test['accuracy_high']:.4f}], "
-            f"accuracy gap {result.evaluation['gap']['accuracy']:+.4f}, run {run.info.run_name}."
-        ),
+        description=_summary(result),
     )
 
 
@@ -414,6 +446,11 @@ def _decide(store: Store, version: ModelVersion, result: Result) -> Decision:
         store.client.set_model_version_tag(version.name, version.version, f"decision.{name}", str(value))
     if decision.alias != "rejected":
         store.client.set_registered_model_alias(version.name, decision.alias, version.version)
+    description = (
+        f"**{decision.alias}**: {decision.reason}.\n\n{_summary(result)}\n"
+        f"The whole model card is `{CARD_PAGE.as_posix()}` among the artifacts of the source run."
+    )
+    store.client.update_model_version(version.name, version.version, description)
     # Last: a version without it has not been decided about, whatever else it carries.
     store.client.set_model_version_tag(version.name, version.version, "decision", json.dumps(evidence))
     return decision

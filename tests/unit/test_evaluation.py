@@ -17,7 +17,9 @@ from lenet5.errors import UserError
 from lenet5.evaluation import (
     Measure,
     calibration_error,
+    calibration_table,
     class_figures,
+    feature_maps,
     gap_figures,
     load_weights,
     measure,
@@ -58,6 +60,27 @@ def test_predictions_do_not_depend_on_the_batch_and_leave_dropout_out(
     torch.testing.assert_close(predict(model, images), whole)
     torch.testing.assert_close(model.eval()(to_float(images)).detach(), whole)
     assert whole.shape == (7, 10)
+
+
+@pytest.mark.parametrize("changes", [{"c3": "paper"}, {"activation": "tanh", "pooling": "max"}], ids=str)
+def test_feature_maps_are_what_the_logits_are_made_of(
+    model_params: ModelParamsOf, random_split: SplitOf, changes: dict[str, str]
+) -> None:
+    model, images = LeNet5(model_params(dropout=0.5, **changes)), random_split(1, 0).images
+    maps = feature_maps(model.train(), images[0])
+    shapes = {name: tuple(layer.shape) for name, layer in maps.items()}
+    assert shapes == {"C1": (6, 28, 28), "S2": (6, 14, 14), "C3": (16, 10, 10), "S4": (16, 5, 5)}
+    with torch.inference_mode():
+        f6 = model.activation(model.f6(model.activation(model.c5(maps["S4"].flatten()[None]))))
+        torch.testing.assert_close(model.output(f6), predict(model, images))
+
+
+def test_calibration_table_holds_the_bins_that_have_images() -> None:
+    answers = calibration_table(table(judged(1, 1, 0.9) + judged(2, 0, 1.0) + judged(0, 4, 0.3)), 2)
+    assert answers.index.tolist() == [0, 1]
+    assert answers["share"].tolist() == [0.5, 0.5]
+    assert answers["accuracy"].tolist() == [0, 0.75]
+    assert answers["confidence"].tolist() == pytest.approx([0.3, 0.95])
 
 
 def test_measure_is_cross_entropy_and_the_share_of_right_answers(model: LeNet5, random_split: SplitOf) -> None:
@@ -129,18 +152,18 @@ def test_a_class_never_predicted_has_figures_of_zero() -> None:
 @pytest.mark.parametrize("bins", [1, 10, 15])
 def test_probabilities_that_come_true_have_no_calibration_error(bins: int) -> None:
     honest = table(judged(9, 1, 0.9) + judged(6, 4, 0.6) + judged(5, 0, 1.0))
-    assert calibration_error(honest, bins) == pytest.approx(0, abs=1e-12)
+    assert calibration_error(calibration_table(honest, bins)) == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize("confidence", [0.9, 1.0])
 def test_being_sure_and_wrong_costs_all_the_confidence(confidence: float) -> None:
-    assert calibration_error(table(judged(0, 5, confidence)), 15) == pytest.approx(confidence)
+    assert calibration_error(calibration_table(table(judged(0, 5, confidence)), 15)) == pytest.approx(confidence)
 
 
 def test_calibration_errors_of_different_bins_do_not_cancel() -> None:
     too_shy, too_bold = judged(10, 0, 0.6), judged(6, 4, 1.0)
-    assert calibration_error(table(too_shy + too_bold), 10) == pytest.approx(0.4)
-    assert calibration_error(table(too_shy + too_bold), 1) == pytest.approx(0, abs=1e-12)
+    assert calibration_error(calibration_table(table(too_shy + too_bold), 10)) == pytest.approx(0.4)
+    assert calibration_error(calibration_table(table(too_shy + too_bold), 1)) == pytest.approx(0, abs=1e-12)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0.1, 1)), min_size=1, max_size=30), st.integers(1, 20))
@@ -152,7 +175,7 @@ def test_calibration_error_is_guos_sum_over_bins(answers: list[tuple[bool, float
             accuracy, confidence = np.mean(inside, axis=0)
             expected += len(inside) / len(answers) * abs(accuracy - confidence)
     rows = [("Bag", "Bag" if right else "Coat", p) for right, p in answers]
-    assert calibration_error(table(rows), bins) == pytest.approx(expected, abs=1e-9)
+    assert calibration_error(calibration_table(table(rows), bins)) == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize(

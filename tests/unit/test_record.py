@@ -7,7 +7,7 @@ import pytest
 from lenet5.errors import UserError
 from lenet5.files import digest, write_bytes, write_json
 from lenet5.history import EpochRow, HistoryFile, read_history
-from lenet5.outs import EVALUATION, EXPORT, HISTORY, ONNX, PREDICTIONS, PROGRAM, TRAINING, WEIGHTS
+from lenet5.outs import CARD, EVALUATION, EXPORT, HISTORY, ONNX, PREDICTIONS, PROGRAM, TRAINING, WEIGHTS
 from lenet5.params import Params
 from lenet5.record import (
     SPEED,
@@ -150,6 +150,7 @@ def all_outs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_bytes(PREDICTIONS, b"true,predicted,probability\n")
     digests = {"onnx_sha256": digest(ONNX.read_bytes()), "program_sha256": digest(PROGRAM.read_bytes())}
     write_json(EXPORT, {"parity": {"onnx": 0.0}, **digests})
+    write_bytes(CARD, b"# Model card\n")
 
 
 @pytest.mark.usefixtures("all_outs")
@@ -158,6 +159,7 @@ def test_a_result_is_read_back_whole(params: Params) -> None:
     assert result.history.to_dict("records") == [asdict(FIRST), asdict(SECOND)]
     assert result.training["chosen_epoch"] == 2
     assert result.evaluation == {"test": {"accuracy": 0.5}}
+    assert result.card == "# Model card\n"
     assert result.training_digest == digest_training(params)
 
 
@@ -176,6 +178,13 @@ def test_the_digest_of_a_result_changes_with_every_out(params: Params, path: Pat
     assert read_result(params).result_digest == before
     path.write_text(path.read_text().replace("0.5", "0.625") + "\n")
     assert read_result(params).result_digest != before
+
+
+@pytest.mark.usefixtures("all_outs")
+def test_another_wording_of_the_model_card_is_no_other_result(params: Params) -> None:
+    before = read_result(params).result_digest
+    CARD.write_text("# The model card\n")
+    assert read_result(params).result_digest == before
 
 
 @pytest.mark.parametrize("changed", [WEIGHTS, HISTORY, TRAINING, "params", None], ids=str)
