@@ -1,0 +1,222 @@
+"""The documentation, tried out: its commands and snippets are run, its links and pictures are there.
+
+A shell command of README.md or docs/*.md is run as it stands, in document order, in a finished project; in a fenced
+``sh`` block or among the text. A new command needs nothing here but where it cannot be run so: then INSTEAD says why,
+and what is run in its place.
+"""
+
+import ast
+import functools
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise, zip_longest
+from pathlib import Path
+
+import pytest
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+from .conftest import REPOSITORY, Project, wait_until
+from .servers import answers, free_port
+
+README, CHINESE = REPOSITORY / "README.md", REPOSITORY / "README.zh-CN.md"
+TUTORIAL = REPOSITORY / "docs/tutorial.md"
+DOCUMENTS = [README, *sorted((REPOSITORY / "docs").glob("*.md"))]
+PROGRAMS = {"dvc", "git", "lenet5", "make", "mlflow", "python", "python3"}
+END_OF_SNIPPET = "-- end of snippet --"
+
+
+@dataclass(frozen=True)
+class Instead:
+    """What is run in place of a command, with ``{command}``, ``{port}`` and ``{folder}`` (an empty one) filled in.
+
+    A server has the URL path at which it ``answers``: it is started, asked and ended. ``test`` runs the command itself.
+    """
+
+    why: str
+    runs: str = "true"
+    answers: str = ""
+    test: str = ""
+
+
+INSTALLS = "it installs 6 GB, into the environment of these tests"
+SERVES = "a server never ends, and its usual port may be taken"
+INSTEAD = {
+    "make repro": Instead(INSTALLS, "make --dry-run repro"),
+    "make test": Instead("it is what runs these tests", "make --dry-run test"),
+    "make soak": Instead("it is what runs these tests", "make --dry-run soak"),
+    "make record": Instead(
+        INSTALLS, "make --dry-run record", test="test_tracking.py::test_a_wiped_record_is_rebuilt_from_the_outs"
+    ),
+    "python -m pip install --require-hashes --requirement requirements.lock": Instead(
+        INSTALLS, "{command} --dry-run --no-index"
+    ),
+    "python -m pip install --no-deps --no-build-isolation --editable .": Instead(INSTALLS, "{command} --dry-run"),
+    "python -m pytest tests/unit": Instead("make test has just run them", "{command} --collect-only"),
+    'python -m pytest -n 2 --dist loadfile -m "not soak" tests/integration': Instead(
+        "it is what runs these tests", "{command} --collect-only"
+    ),
+    "mlflow ui": Instead(SERVES, "{command} --port {port}", answers="/health"),
+    "MLFLOW_TRACKING_URI=sqlite:///mlflow.db mlflow models serve -m models:/lenet5-fashionmnist@champion "
+    "--env-manager local": Instead(SERVES, "{command} --port {port}", answers="/ping"),
+    "dvc queue start --jobs 2": Instead(
+        "it trains four models",
+        "dvc queue status && dvc queue remove --queued",
+        test="test_experiments.py::test_queued_experiments_are_whole_runs_named_as_dvc_names_them",
+    ),
+    "python -m lenet5.reproduce models:/lenet5-fashionmnist@champion": Instead(
+        "it trains a model once more",
+        "python -m lenet5.reproduce --help",
+        test="test_tracking.py::test_a_recorded_result_is_reproduced_byte_for_byte",
+    ),
+    "export MLFLOW_TRACKING_URI=https://mlflow.example.org": Instead(
+        "no server has this name",
+        test="test_team.py::test_four_experiments_at_once_are_whole_on_a_server_with_postgresql",
+    ),
+    "dvc remote add --default shared s3://bucket/lenet5": Instead(
+        "nobody here has this bucket", "dvc remote add --default shared {folder}/remote"
+    ),
+    "git clone": Instead("among the text it has no address", "git clone . {folder}/clone"),
+}
+
+
+def parse(path: Path) -> list[Token]:
+    return MarkdownIt("commonmark").enable("table").parse(path.read_text(encoding="utf-8"))
+
+
+def shell_commands(fence: str) -> list[str]:
+    """The commands of a ``sh`` block, one a line, without comments."""
+    lines = fence.replace("\\\n", " ").splitlines()
+    bare = [re.sub(r"(^|\s+)#.*", "", line) for line in lines]
+    return [line.strip() for line in bare if line.strip()]
+
+
+def fenced_commands(path: Path) -> list[str]:
+    fences = [token.content for token in parse(path) if token.type == "fence" and token.info == "sh"]
+    return [command for fence in fences for command in shell_commands(fence)]
+
+
+def commands_among_text(token: Token) -> list[str]:
+    spans = [child.content for child in token.children or () if child.type == "code_inline"]
+    return [span for span in spans if len(words := span.split()) > 1 and words[0] in PROGRAMS]
+
+
+@functools.cache
+def commands() -> list[str]:
+    """Every command of the documents, once, in the order in which a reader meets them."""
+    found: dict[str, None] = {}
+    for path in DOCUMENTS:
+        for token in parse(path):
+            shell = token.type == "fence" and token.info == "sh"
+            found |= dict.fromkeys(shell_commands(token.content) if shell else commands_among_text(token))
+    return list(found)
+
+
+def snippets(path: Path) -> Iterator[tuple[str, str | None]]:
+    """Each ``python`` block with the ``text`` block that follows it at once, if one does: what it is said to print."""
+    tokens = parse(path)
+    for token, following in zip_longest(tokens, tokens[1:]):
+        if token.type == "fence" and token.info == "python":
+            said = following and following.type == "fence" and following.info == "text"
+            yield token.content, following.content if following and said else None
+
+
+def targets(path: Path) -> Iterator[tuple[str, str]]:
+    """Each link and picture: its text and where it points to."""
+    for token in parse(path):
+        children = token.children or []
+        for child, following in zip_longest(children, children[1:]):
+            if child.type == "link_open":
+                yield following.content if following else "", str(child.attrs["href"])
+            if child.type == "image":
+                yield child.content, str(child.attrs["src"])
+
+
+def anchors(path: Path) -> set[str]:
+    """The names that GitHub gives to the headings."""
+    titles = [following.content for token, following in pairwise(parse(path)) if token.type == "heading_open"]
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def defined_names(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return names
+
+
+def test_the_commands_are_found() -> None:
+    assert shell_commands("# only said\nA=1 dvc \\\n  repro  # and why\n\ndvc push") == ["A=1 dvc    repro", "dvc push"]
+    assert {"make repro", "dvc repro", "make record", "dvc push", "dvc plots show"} <= set(commands())
+
+
+def test_nothing_is_replaced_that_is_not_in_the_documents() -> None:
+    assert set(INSTEAD) - set(commands()) == set()
+
+
+@pytest.mark.parametrize("test", sorted({instead.test for instead in INSTEAD.values()} - {""}))
+def test_what_another_test_runs_is_there(test: str) -> None:
+    file, name = test.split("::")
+    assert name in defined_names(Path(__file__).with_name(file))
+
+
+def test_both_readmes_give_the_same_commands() -> None:
+    assert fenced_commands(CHINESE) == fenced_commands(README)
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, CHINESE], ids=lambda path: path.name)
+def test_links_and_pictures_lead_somewhere(path: Path) -> None:
+    for text, target in targets(path):
+        file, _, anchor = target.partition("#")
+        if re.match(r"https?://", target):
+            continue
+        there = path.parent / file if file else path
+        assert there.is_file(), f"{target} of {path.name}"
+        assert not anchor or anchor in anchors(there), f"{target} of {path.name}"
+        if there.suffix == ".py" and text.isidentifier():
+            assert text in defined_names(there), f"{file} defines no {text}"
+
+
+def test_figures_in_the_tutorial_are_those_committed() -> None:
+    measured = (REPOSITORY / "metrics/evaluation.json").read_text()
+    rounded = {f"{float(number):.4f}" for number in re.findall(r": ([0-9.]+)", measured)}
+    prose = [token.content for token in parse(TUTORIAL) if token.type == "inline"]
+    quoted = set(re.findall(r"\b0\.\d{4}\b", " ".join(prose)))
+    assert len(quoted) >= 3
+    assert quoted <= rounded
+
+
+def test_snippets_print_what_the_tutorial_says(finished: Project) -> None:
+    code, said = zip(*snippets(TUTORIAL), strict=True)
+    script = f"\nprint({END_OF_SNIPPET!r})\n".join(code)
+    done = finished.run("python", "-c", script, MLFLOW_DISABLE_TELEMETRY="true")
+    printed = done.stdout.split(f"{END_OF_SNIPPET}\n")
+    for snippet, expected, output in zip(code, said, printed, strict=True):
+        assert output == (output if expected is None else expected), snippet
+
+
+def ask(project: Project, command: str, url: str) -> None:
+    """Start a server, wait for its answer, end it."""
+    log = project.path.parent / "server.log"
+    with log.open("w") as output, project.started("bash", "-c", command, output=output) as process:
+        wait_until(lambda: answers(url) or process.poll() is not None)
+        assert process.poll() is None, log.read_text()
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("command", commands())
+def test_commands_run(finished: Project, tmp_path: Path, command: str) -> None:
+    instead = INSTEAD.get(command, Instead("", "{command}"))
+    port = free_port()
+    runs = instead.runs.format(command=command, port=port, folder=shlex.quote(str(tmp_path)))
+    if instead.answers:
+        ask(finished, runs, f"http://127.0.0.1:{port}{instead.answers}")
+        return
+    with finished.started("bash", "-c", runs) as process:  # ended with all that it started, should it never end
+        output, _ = process.communicate(timeout=280)
+    assert process.returncode == 0, output
