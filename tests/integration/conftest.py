@@ -16,12 +16,14 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from playwright.sync_api import Browser, sync_playwright
 
 from lenet5.fashion_mnist import RAW_DIR, SHA256, is_verified
 
 from .zygote import Zygote
 
 REPOSITORY = Path(__file__).parents[2]
+SCREENSHOTS = REPOSITORY / "tests/output"
 
 # A small recipe that learns: 10,000 training images, two epochs.
 QUICK = {
@@ -252,6 +254,20 @@ def finished(pristine: Project, tmp_path_factory: pytest.TempPathFactory) -> Pro
 def pipeline_copy(pristine: Project, tmp_path: Path) -> Project:
     """A finished project for one test to change as it likes."""
     return pristine.copy(tmp_path / "project")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Headless Chromium, which speaks to nobody of its own accord."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium is not installed; `apt-get install chromium` on Debian")
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+             "--disable-component-update", "--disable-sync"]  # fmt: skip
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=chromium, args=quiet)
+        yield started
+        started.close()
 
 
 @pytest.fixture

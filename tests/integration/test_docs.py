@@ -47,6 +47,7 @@ INSTEAD = {
     "make repro": Instead(INSTALLS, "make --dry-run repro"),
     "make test": Instead("it is what runs these tests", "make --dry-run test"),
     "make soak": Instead("it is what runs these tests", "make --dry-run soak"),
+    "make bench": Instead("it needs the machine for itself, for ten minutes", "make --dry-run bench"),
     "make record": Instead(
         INSTALLS, "make --dry-run record", test="test_tracking.py::test_a_wiped_record_is_rebuilt_from_the_outs"
     ),
@@ -58,6 +59,7 @@ INSTEAD = {
     'python -m pytest -n 2 --dist loadfile -m "not soak" tests/integration': Instead(
         "it is what runs these tests", "{command} --collect-only"
     ),
+    "lenet5 serve": Instead(SERVES, "{command} --port {port}", answers="/ping"),
     "mlflow ui": Instead(SERVES, "{command} --port {port}", answers="/health"),
     "MLFLOW_TRACKING_URI=sqlite:///mlflow.db mlflow models serve -m models:/lenet5-fashionmnist@champion "
     "--env-manager local": Instead(SERVES, "{command} --port {port}", answers="/ping"),

@@ -3,7 +3,6 @@
 import base64
 import http.client
 import json
-import shutil
 import signal
 import socket
 import time
@@ -18,19 +17,13 @@ import onnxruntime
 import pytest
 from mlflow.version import VERSION
 from PIL import Image, ImageOps
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from lenet5.fashion_mnist import CLASSES, TEST_IMAGES
 
-from .conftest import REPOSITORY, Project
+from .conftest import SCREENSHOTS, Project
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-QUIET = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-)  # fmt: skip
 SERVE = ("python", "-m", "lenet5.cli", "serve")
-SCREENSHOTS = REPOSITORY / "tests/output"
 
 
 @contextmanager
@@ -200,16 +193,6 @@ def test_a_server_that_cannot_start_says_why_in_one_line(finished: Project, cham
         (line,) = done.stderr.splitlines()
         assert line.startswith("lenet5 serve: ")
         assert said in line
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if not CHROMIUM:
-        pytest.skip("no chromium on this machine; Debian's package of that name will do")
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
-        yield started
-        started.close()
 
 
 @contextmanager

@@ -13,20 +13,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Request, expect
 
-from .conftest import REPOSITORY, Project, wait_until
+from .conftest import SCREENSHOTS, Project, wait_until
 from .servers import answers, free_port
 
-CHROMIUM = shutil.which("chromium")
-OUTPUT = REPOSITORY / "tests/output"
 NAME = "lenet5-fashionmnist"
-QUIET = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (Debian: apt-get install chromium)")
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +33,6 @@ def ui(finished: Project) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}/#"
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield launched
-        launched.close()
 
 
 @pytest.fixture
@@ -70,8 +54,8 @@ def page(browser: Browser, request: pytest.FixtureRequest, tmp_path: Path) -> It
     picture = tmp_path / f"{request.node.name.removeprefix('test_')}.png"
     opened.screenshot(path=picture)
     context.close()
-    OUTPUT.mkdir(exist_ok=True)
-    shutil.copy(picture, OUTPUT)
+    SCREENSHOTS.mkdir(exist_ok=True)
+    shutil.copy(picture, SCREENSHOTS)
     assert hosts == {"127.0.0.1"}
 
 
