@@ -16,10 +16,10 @@ repro: $(READY) ## run what changed of the whole pipeline: data, kernel check, t
 
 test: $(READY) ## the unit tests, then the real stages and tools on the real data; under ten minutes
 	python -m pytest tests/unit
-	python -m pytest -n 2 --dist loadfile -m "not soak" tests/integration
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not soak" tests/integration
 
 soak: $(READY) ## the tests that take longer: kills, damaged files, experiments side by side, a result reproduced
-	python -m pytest -n 2 --dist loadfile -m soak tests/integration
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m soak tests/integration
 
 record: $(READY) ## bring the MLflow record of the outs in this folder back, whole
 	dvc repro --force --single-item register

@@ -8,8 +8,6 @@ import pytest
 
 from .conftest import Project
 
-pytestmark = pytest.mark.soak
-
 Report = Callable[[str], None]
 
 
@@ -18,6 +16,7 @@ def names_shown(project: Project) -> set[str]:
     return {row["Experiment"] for row in table if row["Experiment"]}
 
 
+@pytest.mark.soak
 def test_queued_experiments_are_whole_runs_named_as_dvc_names_them(project: Project) -> None:
     project.repro("download", "kernel_check")
     project.commit()
@@ -55,6 +54,7 @@ def test_eight_experiments_over_four_workers_beside_a_repro(project: Project, re
     report("8 experiments over 4 workers, and a dvc repro beside them: 9 whole runs of 9, 9 versions")
 
 
+@pytest.mark.soak
 def test_an_experiment_in_a_temporary_folder_records_in_the_main_workspace(project: Project) -> None:
     project.edit({"train.epochs": 1})
     project.commit()

@@ -23,8 +23,6 @@ from lenet5.fashion_mnist import RAW_DIR, SHA256, is_verified
 
 from .conftest import Project, wait_until, zygote
 
-pytestmark = pytest.mark.soak
-
 Report = Callable[[str], None]
 SEED = int(os.environ.get("FAULT_SEED", time.time()))
 KILLS = 20
@@ -126,6 +124,7 @@ def test_a_killed_stage_leaves_no_half_file_and_works_the_next_time(
     assert project.steps(run, "loss/test") == [1, 2]
 
 
+@pytest.mark.soak
 def test_ctrl_c_ends_within_two_seconds_and_says_how_to_go_on(pristine: Project, tmp_path: Path) -> None:
     project = pristine.copy(tmp_path / "project")
     project.edit({"train.epochs": 50})
@@ -143,6 +142,7 @@ def test_ctrl_c_ends_within_two_seconds_and_says_how_to_go_on(pristine: Project,
     assert digests(project, "models/lenet5.pth") == digests(pristine, "models/lenet5.pth")
 
 
+@pytest.mark.soak
 def test_a_pipeline_killed_whole_goes_on_and_no_lock_of_the_dead_blocks_it(pristine: Project, tmp_path: Path) -> None:
     project = pristine.copy(tmp_path / "project")
     project.shrink({"train.epochs": 30, "train.lr": 0.001})
@@ -173,6 +173,7 @@ def _mounts() -> None:
         pytest.skip("this system lets nobody mount in a namespace of his own (unshare, from util-linux)")
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("_mounts")
 @pytest.mark.parametrize("stage", ["train", "evaluate", "export"])
 def test_a_full_disk_is_one_line_and_the_old_outs_stay(
@@ -202,6 +203,7 @@ def test_a_full_disk_is_one_line_and_the_old_outs_stay(
     report(f"{stage} on a full tmpfs: one line, old outs whole")
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("_mounts")
 def test_a_read_only_folder_is_one_line_from_every_stage(pristine: Project, tmp_path: Path, report: Report) -> None:
     project = pristine.copy(tmp_path / "project")
@@ -216,6 +218,7 @@ def test_a_read_only_folder_is_one_line_from_every_stage(pristine: Project, tmp_
     report("5 stages on read-only folders: one line each")
 
 
+@pytest.mark.soak
 def test_a_clock_that_goes_back_loses_no_point_and_doubles_none(pristine: Project, tmp_path: Path) -> None:
     project = pristine.copy(tmp_path / "project")
     project.shrink({"train.epochs": EPOCHS})

@@ -74,7 +74,7 @@ def test_the_experiment_lists_its_runs_with_what_people_compare(ui: str, page: P
         expect(page.get_by_role("columnheader", name=column, exact=True).first).to_be_visible()
     first = finished.runs()[0]
     expect(page.get_by_role("link", name=first.info.run_name)).to_have_count(2)
-    expect(page.get_by_text(re.compile(rf"^{first.data.metrics['final/test_accuracy']:.3f}")).first).to_be_visible()
+    expect(page.get_by_text(re.compile(f"^{first.data.metrics['final/test_accuracy']}")).first).to_be_visible()
 
 
 def test_a_run_describes_itself_first(ui: str, page: Page, finished: Project) -> None:
