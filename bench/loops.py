@@ -51,7 +51,7 @@ def tutorial_epoch(data: Path, device: torch.device, workers: int) -> Epoch:
             batch_loss = loss(net(x), y)
             batch_loss.backward()
             optimizer.step()
-            total += float(batch_loss) * len(y)
+            total += batch_loss.item() * len(y)
         return total / len(images)
 
     return epoch

@@ -113,7 +113,7 @@ def epoch_gflop(params: Params, device: torch.device) -> float:
 def matmul_gflops(device: torch.device, size: int = 2048) -> float:
     """What the machine reaches on a large float32 product."""
     matrix = torch.rand(size, size, device=device)
-    return 2 * size**3 / min(timed(lambda: matrix @ matrix, device) for _ in range(10)) / 1e9
+    return 2 * size**3 / min(timed(lambda: matrix @ matrix, device) for _ in range(30)) / 1e9
 
 
 def alternate(loops: Mapping[str, Epoch], device: torch.device, repetitions: int) -> dict[str, list[float]]:

@@ -21,7 +21,7 @@ STAGES: dict[str, dict[str, Any]] = PIPELINE["stages"]
 
 # They read, write, show and record; none of them can change what an out holds.
 CHANGE_NO_OUT = {
-    "checkpoint", "display", "errors", "files", "lineage", "outs", "params", "record", "seeds", "stage",
+    "checkpoint", "display", "errors", "files", "lineage", "outs", "params", "record", "replicas", "seeds", "stage",
     "streaming", "tracking", "workspace",
 }  # fmt: skip
 
@@ -29,8 +29,8 @@ CHANGE_NO_OUT = {
 ORDER = [
     "errors", "files", "workspace", "outs", "convolution", "history", "params", "fashion_mnist", "sources",
     "datasets", "model", "edge_kernel", "promotion", "recipe", "evaluation", "cuda_graph", "engine", "training",
-    "export", "figures", "display", "record", "lineage", "checkpoint", "streaming", "tracking", "stage", "reproduce",
-    "seeds",
+    "replicas", "export", "figures", "display", "record", "lineage", "checkpoint", "streaming", "tracking", "stage",
+    "reproduce", "seeds",
 ]  # fmt: skip
 
 
