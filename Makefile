@@ -6,7 +6,7 @@ READY := .venv/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test soak record ui lint schema lock
+.PHONY: help repro test soak bench record ui lint schema lock
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -20,6 +20,10 @@ test: $(READY) ## the unit tests, then the real stages and tools on the real dat
 
 soak: $(READY) ## the tests that take longer: kills, damaged files, experiments side by side, a result reproduced
 	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m soak tests/integration
+
+bench: $(READY) ## training side by side with the tutorial's loop and Lightning; make bench BENCH=--quick tries it
+	python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement bench/requirements.lock
+	python bench/run.py $(BENCH)
 
 record: $(READY) ## bring the MLflow record of the outs in this folder back, whole
 	dvc repro --force --single-item register

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lenet5 import cuda_graph
 from lenet5.datasets import Split, Splits
@@ -110,6 +110,13 @@ class EpochResult:
     mean_loss: float
     accuracy: float
 
+    @classmethod
+    def of(cls, losses: Tensor, correct: Tensor, images: int, batch_size: int) -> "EpochResult":
+        """From each step's mean loss and number of hits, (steps,); the last batch may be smaller."""
+        sizes = torch.full_like(losses, batch_size)
+        sizes[-1] = images - batch_size * (len(losses) - 1)
+        return cls(losses, (losses * sizes).sum().item() / images, correct.sum().item() / images)
+
 
 class Engine:
     """Trains ``model`` on the splits' device, epoch by epoch, and measures it in between.
@@ -138,16 +145,8 @@ class Engine:
     def train_epoch(self, plan: EpochPlan, rates: Sequence[float]) -> EpochResult:
         """Train on every image once, in the plan's order, with one learning rate a step."""
         size, device = self._params.batch_size, self._splits.train.labels.device
-        steps = max(1, min(len(plan.order) // size, STEPS_A_LAUNCH))
-        inputs = [part.to(device) for part in (plan.order, plan.flips, plan.shifts)]
-        launches = zip(
-            *(part.split(steps * size) for part in inputs), torch.tensor(rates, device=device).split(steps), strict=True
-        )
-        # Read from the device once: waiting after every step would leave a GPU idle.
-        losses, correct = torch.cat([self._steps(*launch) for launch in launches], dim=1).cpu()
-        sizes = torch.tensor([len(part) for part in plan.order.split(size)])
-        mean_loss = (losses * sizes).sum().item() / len(plan.order)
-        return EpochResult(losses, mean_loss, correct.sum().item() / len(plan.order))
+        losses, correct = run_launches(self._steps, plan, rates, size, device)
+        return EpochResult.of(losses, correct, len(plan.order), size)
 
     def measure(self) -> dict[str, Measure]:
         """The weights as they stand on every split that is measured."""
@@ -182,8 +181,20 @@ def compiled(loss_of: BatchLoss, deterministic: bool) -> BatchLoss:
     return fast
 
 
+def run_launches(
+    steps: Callable[..., Tensor], plan: EpochPlan, rates: Sequence[float], batch_size: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Run an epoch in as few calls of ``steps`` as may be; each step's loss and hits, (steps, ...), on the CPU."""
+    count = max(1, min(len(plan.order) // batch_size, STEPS_A_LAUNCH))
+    inputs = [part.to(device).split(count * batch_size) for part in (plan.order, plan.flips, plan.shifts)]
+    launches = zip(*inputs, torch.tensor(rates, device=device).split(count), strict=True)
+    # Read from the device once: waiting after every step would leave a GPU idle.
+    losses, correct = torch.cat([steps(*launch) for launch in launches], dim=1).cpu()
+    return losses, correct
+
+
 def run_steps(
-    model: LeNet5,
+    model: nn.Module,
     optimizer: torch.optim.Optimizer,
     plain: BatchLoss,
     fast: BatchLoss,
@@ -194,6 +205,8 @@ def run_steps(
     rates: Tensor,
 ) -> Tensor:
     """Train along ``order`` (n,); a step's loss and how many images it got right, (2, steps) float64.
+
+    For N replicas ``order`` is (n, N) and the result (2, steps, N).
 
     A batch that is smaller than the others goes through ``plain``: compiling for it would not be repaid.
     """

@@ -1,7 +1,7 @@
 """Tell an improvement from luck: ``python -m lenet5.seeds --count 8`` trains the current params from several seeds.
 
-On a CPU one process a core, with one thread each; on a GPU one training after the other. The workspace's outs stay
-as they are.
+On a CPU one process a core, with one thread each; on a GPU all at once, their weights stacked, each with its own
+shuffling. The workspace's outs stay as they are.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from rich.table import Table
 
 from lenet5 import evaluation
 from lenet5.datasets import Splits, load_splits
-from lenet5.engine import choose_engine, pick_device, set_deterministic, set_precision
+from lenet5.engine import EngineChoice, choose_engine, pick_device, set_deterministic, set_precision
 from lenet5.errors import UserError, one_line_errors
 from lenet5.fashion_mnist import RAW_DIR
 from lenet5.history import EpochRow
@@ -27,7 +27,8 @@ from lenet5.lineage import lineage_tags, read_code
 from lenet5.model import LeNet5
 from lenet5.params import Params, load_params
 from lenet5.record import evaluation_figures
-from lenet5.training import Training, make_model
+from lenet5.replicas import train_replicas
+from lenet5.training import Progress, Training, make_model
 from lenet5.workspace import PARAMS_FILE
 
 CONFIDENCE = 0.95
@@ -90,7 +91,7 @@ def train_all(params: Params, seeds: Sequence[int]) -> Iterator[Replica]:
     device = pick_device(params.train.device)
     load_splits(RAW_DIR, params.data, torch.device("cpu"))  # what is wrong with the data is said once
     if device.type == "cuda":
-        yield from map(partial(train_one, params), seeds)
+        yield from train_together(params, seeds, device)
         return
     processes = min(len(seeds), os.cpu_count() or 1)
     context = multiprocessing.get_context("spawn")  # a forked process would share PyTorch's threads, which do not fork
@@ -102,15 +103,33 @@ def train_one(params: Params, seed: int) -> Replica:
     """Train from ``seed`` as the stage ``train`` does, and measure the chosen weights."""
     recipe = params.train.model_copy(update={"seed": seed})
     device = pick_device(recipe.device)
-    set_deterministic(recipe.deterministic)
-    set_precision(recipe.precision, device)
-    splits = load_splits(RAW_DIR, params.data, device)
-    engine = choose_engine(recipe, len(splits.train), device)
+    splits, engine = _prepare(params, device)
     training = Training(make_model(params.model, seed, device), splits, recipe, engine)
-    rows = list(training.epochs())
+    for _ in training.epochs():
+        pass
+    return _measured(params, seed, training, splits)
+
+
+def train_together(params: Params, seeds: Sequence[int], device: torch.device) -> Iterator[Replica]:
+    """Train all of ``seeds`` at once, their weights stacked."""
+    splits, engine = _prepare(params, device)
+    trained = train_replicas(params.model, splits, params.train, seeds, engine)
+    for seed, progress in zip(seeds, trained, strict=True):
+        yield _measured(params, seed, progress, splits)
+
+
+def _prepare(params: Params, device: torch.device) -> tuple[Splits, EngineChoice]:
+    set_deterministic(params.train.deterministic)
+    set_precision(params.train.precision, device)
+    splits = load_splits(RAW_DIR, params.data, device)
+    return splits, choose_engine(params.train, len(splits.train), device)
+
+
+def _measured(params: Params, seed: int, progress: Progress, splits: Splits) -> Replica:
     model = LeNet5(params.model)
-    model.load_state_dict(training.weights)
-    return Replica(seed, rows, figures(model.to(device).to(memory_format=torch.channels_last), splits))
+    model.load_state_dict(progress.weights)
+    on_device = model.to(splits.train.labels.device).to(memory_format=torch.channels_last)
+    return Replica(seed, progress.rows, figures(on_device, splits))
 
 
 def figures(model: LeNet5, splits: Splits) -> dict[str, float]:

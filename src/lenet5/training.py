@@ -1,7 +1,7 @@
 """Training: epoch after epoch through the engine, measuring frozen weights, choosing, and stopping."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -24,19 +24,45 @@ def make_model(params: ModelParams, seed: int, device: torch.device) -> LeNet5:
     return LeNet5(params).to(device).to(memory_format=torch.channels_last)
 
 
-class Training:
-    """A training under way, which can be stopped after any epoch and taken up again exactly.
+class Progress:
+    """How far a training has come, and the rules by which weights are chosen and training stops.
 
     ``weights`` are those chosen so far, on the CPU, and ``chosen_epoch`` the epoch they come from; ``rows`` is the
-    history so far. ``model`` must be on the device of ``splits``.
+    history so far.
     """
 
-    def __init__(self, model: LeNet5, splits: Splits, params: TrainParams, choice: EngineChoice) -> None:
+    def __init__(self, params: TrainParams) -> None:
         self.rows: list[EpochRow] = []
         self.weights: dict[str, Tensor] = {}
         self.chosen_epoch = 0
         self._lowest, self._lowest_epoch = math.inf, 0
-        self._model, self._splits, self._params = model, splits, params
+        self._params = params
+
+    def out_of_patience(self) -> bool:
+        """Whether the validation loss has not fallen for as long as ``train.patience`` allows."""
+        return bool(self._params.patience) and len(self.rows) - self._lowest_epoch >= self._params.patience
+
+    def add(self, row: EpochRow, weights: Mapping[str, Tensor]) -> None:
+        """Take in an epoch and, where they are the better ones, its weights."""
+        improved = row.validation_loss is not None and row.validation_loss < self._lowest
+        if row.validation_loss is not None and improved:
+            self._lowest, self._lowest_epoch = row.validation_loss, row.epoch
+        if improved or self._params.weights == "last" or row.validation_loss is None:
+            # Contiguous, so that the file does not depend on the memory format training used.
+            self.weights = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
+            self.chosen_epoch = row.epoch
+        self.rows.append(row)
+
+
+class Training(Progress):
+    """A training under way, which can be stopped after any epoch and taken up again exactly.
+
+    ``model`` must be on the device of ``splits``.
+    """
+
+    def __init__(self, model: LeNet5, splits: Splits, params: TrainParams, choice: EngineChoice) -> None:
+        super().__init__(params)
+        self._model, self._splits = model, splits
         self._engine = Engine(choice, model, make_optimizer(model.parameters(), params), splits, params)
         self._generator = torch.Generator().manual_seed(params.seed)
         self._steps = math.ceil(len(splits.train) / params.batch_size)
@@ -47,7 +73,7 @@ class Training:
 
         Raises UserError when the loss stops being a finite number.
         """
-        while len(self.rows) < self._params.epochs and not self._out_of_patience():
+        while len(self.rows) < self._params.epochs and not self.out_of_patience():
             yield self._train_epoch()
 
     def state_dict(self) -> dict[str, Any]:
@@ -72,32 +98,19 @@ class Training:
         self.weights, self.chosen_epoch = state["weights"], state["chosen_epoch"]
         self._lowest, self._lowest_epoch = state["lowest"], state["lowest_epoch"]
 
-    def _out_of_patience(self) -> bool:
-        return bool(self._params.patience) and len(self.rows) - self._lowest_epoch >= self._params.patience
-
     def _train_epoch(self) -> EpochRow:
         done = len(self.rows)
         rates = self._rates[done * self._steps : (done + 1) * self._steps]
         plan = draw_plan(len(self._splits.train), self._params.augmentation, self._generator)
         result = self._engine.train_epoch(plan, rates)
-        _refuse_divergence(result, done + 1, rates)
-        row = _epoch_row(self._engine.measure(), result, done + 1, rates[-1])
-        self._choose(row)
-        self.rows.append(row)
+        refuse_divergence(result, done + 1, rates)
+        row = epoch_row(self._engine.measure(), result, done + 1, rates[-1])
+        self.add(row, self._model.state_dict())
         return row
 
-    def _choose(self, row: EpochRow) -> None:
-        improved = row.validation_loss is not None and row.validation_loss < self._lowest
-        if row.validation_loss is not None and improved:
-            self._lowest, self._lowest_epoch = row.validation_loss, row.epoch
-        if improved or self._params.weights == "last" or row.validation_loss is None:
-            # Contiguous, so that the file does not depend on the memory format training used.
-            weights = self._model.state_dict().items()
-            self.weights = {name: value.detach().cpu().contiguous().clone() for name, value in weights}
-            self.chosen_epoch = row.epoch
 
-
-def _epoch_row(measures: dict[str, Measure], result: EpochResult, epoch: int, rate: float) -> EpochRow:
+def epoch_row(measures: Mapping[str, Measure], result: EpochResult, epoch: int, rate: float) -> EpochRow:
+    """The history's row for ``measures`` of the splits. Raises UserError where a loss is no finite number."""
     validation = measures.get("validation")
     gap = measures["train"].gap_to(validation or measures["test"])
     for one in measures.values():
@@ -119,7 +132,8 @@ def _epoch_row(measures: dict[str, Measure], result: EpochResult, epoch: int, ra
     )
 
 
-def _refuse_divergence(result: EpochResult, epoch: int, rates: Sequence[float]) -> None:
+def refuse_divergence(result: EpochResult, epoch: int, rates: Sequence[float]) -> None:
+    """Raises UserError where the loss of a step is no finite number."""
     bad = (~result.losses.isfinite()).nonzero()
     if len(bad):
         step = int(bad[0])

@@ -1,0 +1,129 @@
+"""What surrounds training: DVC's start, its no-op, export, evaluation, checkpoints and the record."""
+
+import io
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+import yaml
+
+from lenet5.checkpoint import EVERY_SECONDS
+from lenet5.datasets import Splits
+from lenet5.engine import EngineChoice
+from lenet5.fashion_mnist import RAW_DIR
+from lenet5.history import EpochRow
+from lenet5.params import Params
+from lenet5.record import epoch_points
+from lenet5.training import Training, make_model
+
+REPOSITORY = Path(__file__).parents[1]
+EPOCHS = 1000
+TINY = {"epochs": 1, "engine": "eager", "device": "cpu"}
+
+
+def measure_pipeline(folder: Path, repetitions: int) -> dict[str, float]:
+    """Seconds, by what was measured, in a copy of the project with an epoch of training."""
+    project, empty = folder / "project", folder / "empty"
+    _copy_project(project)
+    empty.mkdir()
+    _run(empty, "dvc", "init", "--quiet", "--no-scm")
+    (empty / "dvc.yaml").write_text("stages: {}\n")
+    _run(project, "dvc", "repro", "--quiet", "download", "kernel_check")
+    first_step = _seconds_to_first_step(project)
+    _run(project, "dvc", "repro", "--quiet", "--ignore-errors")
+    times = {
+        "dvc repro, nothing to do": _median(project, repetitions, "dvc", "repro", "--quiet"),
+        "dvc repro in an empty project": _median(empty, repetitions, "dvc", "repro", "--quiet"),
+        "stage evaluate": _median(project, repetitions, sys.executable, "stages/evaluate.py"),
+        "stage export": _median(project, repetitions, sys.executable, "stages/export.py"),
+    }
+    return {"dvc repro train, to the first step": first_step, **times}
+
+
+def checkpoint_share(params: Params, splits: Splits) -> float:
+    """The share of training that checkpoints take when there are 1,000 epochs of history."""
+    model = make_model(params.model, 0, splits.train.labels.device)
+    training = Training(model, splits, params.train, EngineChoice("eager", False, ""))
+    training.rows = _rows()
+    start = time.perf_counter()
+    for _ in range(10):
+        torch.save(training.state_dict(), io.BytesIO())
+    return (time.perf_counter() - start) / 10 / EVERY_SECONDS
+
+
+def record_seconds(params: Params, folder: Path) -> float:
+    """Seconds that MLflow takes for the curves of 1,000 epochs, in calls as large as MLflow allows."""
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{(folder / 'bench.db').as_posix()}"
+    os.environ["DVC_ROOT"] = str(folder)
+    from lenet5 import tracking
+    from lenet5.lineage import Code
+
+    store = tracking.connect(params)
+    run = tracking.TrainingRun(store, "bench", params, Code("", "", "", ""), {})
+    points = [point for row in _rows() for point in epoch_points(row, 1.0)]
+    start = time.perf_counter()
+    run.log_points(points)
+    return time.perf_counter() - start
+
+
+def _rows() -> list[EpochRow]:
+    return [EpochRow(epoch, *[0.5] * 11) for epoch in range(1, EPOCHS + 1)]
+
+
+def _copy_project(project: Path) -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    for name in listed.splitlines():
+        if name != "dvc.lock" and not name.startswith("metrics/") and (REPOSITORY / name).is_file():
+            (project / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(REPOSITORY / name, project / name)
+    content = yaml.safe_load((project / "params.yaml").read_text())
+    content["train"] |= TINY
+    (project / "params.yaml").write_text(yaml.safe_dump(content))
+    _run(project, "git", "init", "--quiet")
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    return os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(folder / "src"),
+        "PYTHONUNBUFFERED": "1",
+        "FASHION_MNIST_DIR": os.environ.get("FASHION_MNIST_DIR", str(REPOSITORY / RAW_DIR)),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{(folder / 'mlflow.db').as_posix()}",
+    }
+
+
+def _run(folder: Path, *command: str) -> None:
+    done = subprocess.run(command, cwd=folder, env=_environment(folder), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} in {folder}:\n{done.stdout}\n{done.stderr}")
+
+
+def _median(folder: Path, repetitions: int, *command: str) -> float:
+    times = []
+    for _ in range(repetitions):
+        start = time.perf_counter()
+        _run(folder, *command)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def _seconds_to_first_step(project: Path) -> float:
+    """The stage names its engine just before the first step."""
+    start = time.perf_counter()
+    with subprocess.Popen(
+        ["dvc", "repro", "--single-item", "train"], cwd=project, env=_environment(project), stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, text=True,
+    ) as process:  # fmt: skip
+        if process.stdout is None:
+            raise RuntimeError("no output to read")
+        for line in process.stdout:
+            if line.startswith("engine "):
+                seconds = time.perf_counter() - start
+                process.communicate()
+                return seconds
+    raise RuntimeError("dvc repro train named no engine")

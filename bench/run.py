@@ -1,0 +1,201 @@
+"""Side by side, in one run: the tutorial's loop, Lightning's, and this project's engines. ``make bench`` runs it.
+
+Prints tables, and leaves them with hardware and versions in ``bench/results/``. About 8 minutes on two CPU cores.
+"""
+
+import argparse
+import logging
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
+
+from lenet5.datasets import Splits, load_splits, to_float
+from lenet5.engine import choose_engine, pick_device, set_deterministic, set_precision
+from lenet5.errors import one_line_errors
+from lenet5.fashion_mnist import RAW_DIR
+from lenet5.files import write_bytes, write_json
+from lenet5.model import LeNet5
+from lenet5.params import TRAINING_IMAGES, Params, load_params
+from lenet5.training import Training, make_model
+from loops import BATCH, LEARNING_RATE, Epoch, all_loops
+from pipeline import EPOCHS, checkpoint_share, measure_pipeline, record_seconds
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure training side by side.")
+    parser.add_argument("--quick", action="store_true", help="one repetition: to see it work, not to quote")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    arguments = parser.parse_args()
+    repetitions = 1 if arguments.quick else 5
+    with one_line_errors("bench"), tempfile.TemporaryDirectory() as folder:
+        params = the_recipe(load_params(Path("params.yaml")))
+        device = pick_device(arguments.device)
+        set_deterministic(True)
+        set_precision("fp32", device)
+        splits = load_splits(RAW_DIR, params.data, device)
+        figures = measure_training(params, splits, device, repetitions)
+        fastest = min(row["seconds"] for row in figures["loops"].values())
+        recorded = record_seconds(params, Path(folder))
+        figures["seconds"] = measure_pipeline(Path(folder), repetitions) | {
+            f"MLflow, the curves of {EPOCHS:,} epochs": recorded
+        }
+        figures["shares"] = {
+            f"checkpoints, at {EPOCHS:,} epochs": checkpoint_share(params, splits),
+            f"MLflow, over {EPOCHS:,} epochs": recorded / (EPOCHS * fastest),
+        }
+    show(figures, "quick" if arguments.quick else device.type)
+
+
+def the_recipe(params: Params) -> Params:
+    """The tutorial's recipe on all images, whatever params.yaml says."""
+    recipe = {
+        "batch_size": BATCH, "lr": LEARNING_RATE, "optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0,
+        "schedule": "constant", "label_smoothing": 0.0, "augmentation": {"horizontal_flip": False, "shift": 0},
+        "precision": "fp32", "epochs": EPOCHS, "engine": "auto", "patience": 0,
+    }  # fmt: skip
+    content = params.model_dump(by_alias=True)
+    content["train"] |= recipe
+    content["model"] = {"activation": "sigmoid", "pooling": "avg", "c3": "full", "dropout": 0.0}
+    content["data"]["validation_size"] = 0
+    return Params.model_validate(content)
+
+
+def measure_training(params: Params, splits: Splits, device: torch.device, repetitions: int) -> dict[str, Any]:
+    for name in ("pytorch_lightning", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    gflop, rate = epoch_gflop(params, device), matmul_gflops(device)
+    times = alternate(all_loops(params, splits, RAW_DIR.parents[1]), device, repetitions)
+    tutorial = statistics.median(times["tutorial"])
+    figures: dict[str, Any] = {
+        "machine": machine(device),
+        "gflop_per_epoch": gflop,
+        "matmul_gflops": rate,
+        "loops": {
+            name: {
+                "seconds": (median := statistics.median(measured)),
+                "fastest": min(measured),
+                "slowest": max(measured),
+                "ratio": tutorial / median,
+                "images_per_second": TRAINING_IMAGES / median,
+                "share_of_floor": gflop / rate / median,
+            }
+            for name, measured in times.items()
+        },
+    }
+    if device.type == "cuda":
+        figures["seconds_of_1000_epochs"] = training_seconds(params, splits, device)
+    return figures
+
+
+def epoch_gflop(params: Params, device: torch.device) -> float:
+    """Multiplications and additions of an epoch, forward and backward, counted on a batch."""
+    model = make_model(params.model, 0, device)
+    counter = FlopCounterMode(display=False)
+    with counter:
+        model(to_float(torch.zeros(BATCH, 28, 28, dtype=torch.uint8, device=device))).sum().backward()
+    return float(counter.get_total_flops() / BATCH * TRAINING_IMAGES / 1e9)
+
+
+def matmul_gflops(device: torch.device, size: int = 2048) -> float:
+    """What the machine reaches on a large float32 product."""
+    matrix = torch.rand(size, size, device=device)
+    return 2 * size**3 / min(timed(lambda: matrix @ matrix, device) for _ in range(30)) / 1e9
+
+
+def alternate(loops: Mapping[str, Epoch], device: torch.device, repetitions: int) -> dict[str, list[float]]:
+    """Seconds of each epoch, one loop after the other so that all see the same machine; the first round is dropped."""
+    times: dict[str, list[float]] = {name: [] for name in loops}
+    for round_ in range(repetitions + 1):
+        for name, epoch in loops.items():
+            seconds = timed(epoch, device)
+            print(f"round {round_}  {name:<20} {seconds:8.3f} s", file=sys.stderr, flush=True)
+            if round_:
+                times[name].append(seconds)
+    return times
+
+
+def timed(function: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def training_seconds(params: Params, splits: Splits, device: torch.device) -> float:
+    """1,000 epochs with a measurement of the weights after each, capture and compilation included."""
+    model: LeNet5 = make_model(params.model, 0, device)
+    training = Training(model, splits, params.train, choose_engine(params.train, len(splits.train), device))
+    return timed(lambda: list(training.epochs()), device)
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    cpu = [line for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")]
+    return {
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
+        "cpu": cpu[0].partition(": ")[2] if cpu else platform.processor(),
+        "cores": str(os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "torchvision", "pytorch-lightning", "dvc", "mlflow")},
+    }
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+
+
+def show(figures: dict[str, Any], kind: str) -> None:
+    """Print the tables; keep them as JSON and Markdown."""
+    training = [("loop", "s an epoch", "fastest to slowest", "times the tutorial's", "images/s", "share of the floor")]
+    training += [
+        (
+            name, f"{row['seconds']:.3f}", f"{row['fastest']:.3f} to {row['slowest']:.3f}", f"{row['ratio']:.2f}",
+            f"{row['images_per_second']:,.0f}", f"{row['share_of_floor']:.0%}",
+        )
+        for name, row in figures["loops"].items()
+    ]  # fmt: skip
+    around = [("what", "takes")]
+    around += [(name, f"{seconds:.2f} s") for name, seconds in figures["seconds"].items()]
+    around += [(name, f"{share:.2%} of training") for name, share in figures["shares"].items()]
+    if "seconds_of_1000_epochs" in figures:
+        around.append(("1,000 epochs, measured after each", f"{figures['seconds_of_1000_epochs']:.2f} s"))
+    console = Console()
+    for rows in (training, around):
+        table = Table(*rows[0])
+        for row in rows[1:]:
+            table.add_row(*row)
+        console.print(table)
+    floor = f"{figures['gflop_per_epoch']:.0f} GFLOP an epoch, {figures['matmul_gflops']:,.0f} GFLOP/s measured"
+    console.print(floor)
+    facts = "\n".join(f"- {name}: {value}" for name, value in figures["machine"].items())
+    content = f"# Bench: {kind}\n\n{facts}\n- {floor}\n\n{markdown(training)}\n\n{markdown(around)}\n"
+    write_bytes(RESULTS / f"{kind}.md", content.encode())
+    write_json(RESULTS / f"{kind}.json", figures)
+    console.print(f"written to {RESULTS / kind}.md and .json")
+
+
+def markdown(rows: list[tuple[str, ...]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
+
+
+if __name__ == "__main__":
+    main()
