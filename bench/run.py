@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,13 @@ from lenet5.fashion_mnist import RAW_DIR
 from lenet5.files import write_bytes, write_json
 from lenet5.model import LeNet5
 from lenet5.params import TRAINING_IMAGES, Params, load_params
+from lenet5.replicas import train_replicas
 from lenet5.training import Training, make_model
 from loops import BATCH, LEARNING_RATE, Epoch, all_loops
 from pipeline import EPOCHS, checkpoint_share, measure_pipeline, record_seconds
 
 RESULTS = Path(__file__).parent / "results"
+REPLICAS = 32
 
 
 def main() -> None:
@@ -98,6 +101,7 @@ def measure_training(params: Params, splits: Splits, device: torch.device, repet
     }
     if device.type == "cuda":
         figures["seconds_of_1000_epochs"] = training_seconds(params, splits, device)
+        figures["ms_a_replica_epoch"] = 1000 * replica_seconds(params, splits, device)
     return figures
 
 
@@ -145,6 +149,17 @@ def training_seconds(params: Params, splits: Splits, device: torch.device) -> fl
     return timed(lambda: list(training.epochs()), device)
 
 
+def replica_seconds(params: Params, splits: Splits, device: torch.device) -> float:
+    """Seconds an epoch takes one of 32 replicas trained together, measuring included, capture and compilation not."""
+    choice = choose_engine(params.train, len(splits.train), device)
+    few, many = (params.train.model_copy(update={"epochs": epochs}) for epochs in (5, 55))
+    short, long = (
+        timed(partial(train_replicas, params.model, splits, recipe, range(REPLICAS), choice), device)
+        for recipe in (few, many)
+    )
+    return (long - short) / (many.epochs - few.epochs) / REPLICAS
+
+
 def machine(device: torch.device) -> dict[str, str]:
     cpu = [line for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")]
     return {
@@ -177,6 +192,7 @@ def show(figures: dict[str, Any], kind: str) -> None:
     around += [(name, f"{share:.2%} of training") for name, share in figures["shares"].items()]
     if "seconds_of_1000_epochs" in figures:
         around.append(("1,000 epochs, measured after each", f"{figures['seconds_of_1000_epochs']:.2f} s"))
+        around.append((f"an epoch of one of {REPLICAS} replicas", f"{figures['ms_a_replica_epoch']:.2f} ms"))
     console = Console()
     for rows in (training, around):
         table = Table(*rows[0])
