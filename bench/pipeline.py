@@ -17,12 +17,15 @@ from lenet5.datasets import Splits
 from lenet5.engine import EngineChoice
 from lenet5.fashion_mnist import RAW_DIR
 from lenet5.history import EpochRow
+from lenet5.lineage import Code
 from lenet5.params import Params
 from lenet5.record import epoch_points
+from lenet5.streaming import Stream
 from lenet5.training import Training, make_model
 
 REPOSITORY = Path(__file__).parents[1]
 EPOCHS = 1000
+NO_CODE = Code("", "", "", "")
 TINY = {"epochs": 1, "engine": "eager", "device": "cpu"}
 
 
@@ -61,14 +64,25 @@ def record_seconds(params: Params, folder: Path) -> float:
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{(folder / 'bench.db').as_posix()}"
     os.environ["DVC_ROOT"] = str(folder)
     from lenet5 import tracking
-    from lenet5.lineage import Code
 
-    store = tracking.connect(params)
-    run = tracking.TrainingRun(store, "bench", params, Code("", "", "", ""), {})
+    run = tracking.TrainingRun(tracking.connect(params), "bench", params, NO_CODE, {})
     points = [point for row in _rows() for point in epoch_points(row, 1.0)]
     start = time.perf_counter()
     run.log_points(points)
     return time.perf_counter() - start
+
+
+def away_share(params: Params, seconds: int) -> float:
+    """The share of one core's time that a training gives to a tracking server that does not answer."""
+    os.environ["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:9"
+    from lenet5 import tracking
+
+    start = time.process_time()
+    with Stream(lambda: tracking.TrainingRun(tracking.connect(params), "bench", params, NO_CODE, {})) as stream:
+        for row in _rows()[:seconds]:
+            stream.send(epoch_points(row, 1.0))
+            time.sleep(1)
+        return (time.process_time() - start) / seconds
 
 
 def _rows() -> list[EpochRow]:

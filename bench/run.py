@@ -32,7 +32,7 @@ from lenet5.params import TRAINING_IMAGES, Params, load_params
 from lenet5.replicas import train_replicas
 from lenet5.training import Training, make_model
 from loops import BATCH, LEARNING_RATE, Epoch, all_loops
-from pipeline import EPOCHS, checkpoint_share, measure_pipeline, record_seconds
+from pipeline import EPOCHS, away_share, checkpoint_share, measure_pipeline, record_seconds
 
 RESULTS = Path(__file__).parent / "results"
 REPLICAS = 32
@@ -59,6 +59,7 @@ def main() -> None:
         figures["shares"] = {
             f"checkpoints, at {EPOCHS:,} epochs": checkpoint_share(params, splits),
             f"MLflow, over {EPOCHS:,} epochs": recorded / (EPOCHS * fastest),
+            "MLflow's server away, of one core": away_share(params, seconds=2 if arguments.quick else 30),
         }
     show(figures, "quick" if arguments.quick else device.type)
 
