@@ -82,7 +82,9 @@ def away_share(params: Params, seconds: int) -> float:
         for row in _rows()[:seconds]:
             stream.send(epoch_points(row, 1.0))
             time.sleep(1)
-        return (time.process_time() - start) / seconds
+        share = (time.process_time() - start) / seconds
+        stream.finish("")
+    return share
 
 
 def _rows() -> list[EpochRow]:
