@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -111,7 +112,7 @@ def test_mcnemar_by_hand() -> None:
 
 
 def test_equal_models_replace_each_other_no_more_often_than_alpha_allows(
-    limits: RegisterParams, monkeypatch: pytest.MonkeyPatch
+    limits: RegisterParams, monkeypatch: pytest.MonkeyPatch, report: Callable[[str], None]
 ) -> None:
     monkeypatch.setattr(promotion, "mcnemar", cache(mcnemar))  # the same counts come again and again
     rng, registrations, images = np.random.default_rng(0), 2000, 500
@@ -122,5 +123,7 @@ def test_equal_models_replace_each_other_no_more_often_than_alpha_allows(
         candidate["predicted"], champion["predicted"] = candidate_right.astype(int), champion_right.astype(int)
         promoted += decide(candidate, 0.0, champion, limits).alias == "champion"
     rate = promoted / registrations
-    print(f"false promotions: {promoted} of {registrations}, a rate of {rate:.4f} at alpha {limits.alpha}")
+    report(
+        f"equal models: {promoted} false promotions of {registrations}, a rate of {rate:.4f} at alpha {limits.alpha}"
+    )
     assert 0 < rate <= limits.alpha
