@@ -14,12 +14,12 @@ help: ## this list
 repro: $(READY) ## run what changed of the whole pipeline: data, kernel check, training, evaluation, export, record
 	dvc repro
 
-test: $(READY) ## the unit tests, then the real stages and tools on the real data; under ten minutes
+test: $(READY) ## the unit tests, then the real stages and tools on the real data; about ten minutes
 	python -m pytest tests/unit
-	python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not soak" tests/integration
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not soak" tests/integration
 
-soak: $(READY) ## more tests: full disks, queues, a server on PostgreSQL, a result reproduced
-	python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m soak tests/integration
+soak: $(READY) ## more tests: engines that agree, full disks, queues, a server on PostgreSQL, a result reproduced
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m soak tests/integration
 
 bench: $(READY) ## training side by side with the tutorial's loop and Lightning; make bench BENCH=--quick tries it
 	python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement bench/requirements.lock

@@ -56,7 +56,7 @@ INSTEAD = {
     ),
     "python -m pip install --no-deps --no-build-isolation --editable .": Instead(INSTALLS, "{command} --dry-run"),
     "python -m pytest tests/unit": Instead("make test has just run them", "{command} --collect-only"),
-    'python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not soak" tests/integration': Instead(
+    'python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not soak" tests/integration': Instead(
         "it is what runs these tests", "{command} --collect-only"
     ),
     "lenet5 serve": Instead(SERVES, "{command} --port {port}", answers="/ping"),

@@ -19,6 +19,8 @@ STEPS, BATCH = 300, 32
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 EAGER = EngineChoice("eager", False, "")
 
+pytestmark = pytest.mark.soak
+
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA device here")
 needs_compiler = pytest.mark.skipif(not compiler_found(), reason="torch.compile needs a C++ compiler, none is here")
 ENGINES = [
