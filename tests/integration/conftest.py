@@ -1,6 +1,7 @@
 import functools
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,8 @@ from .zygote import Zygote
 
 REPOSITORY = Path(__file__).parents[2]
 SCREENSHOTS = REPOSITORY / "tests/output"
+FAULT_SEED = int(os.environ.get("FAULT_SEED", time.time()))
+TRACEBACK = "Traceback (most recent call last)"
 
 # A small recipe that learns: 10,000 training images, two epochs.
 QUICK = {
@@ -254,6 +257,12 @@ def finished(pristine: Project, tmp_path_factory: pytest.TempPathFactory) -> Pro
 def pipeline_copy(pristine: Project, tmp_path: Path) -> Project:
     """A finished project for one test to change as it likes."""
     return pristine.copy(tmp_path / "project")
+
+
+@pytest.fixture(scope="module")
+def dice() -> random.Random:
+    """What decides when a stage is killed, and where a file is damaged."""
+    return random.Random(FAULT_SEED)
 
 
 @pytest.fixture(scope="module")

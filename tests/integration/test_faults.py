@@ -1,10 +1,9 @@
-"""What the world does to stages: they are killed, their files are damaged, their params are garbled.
+"""What the world does to stages: they are killed, their disk is full, their clock goes back.
 
 The stages are real processes; a fork server spares them the seconds that importing torch takes.
 """
 
 import hashlib
-import json
 import os
 import random
 import re
@@ -14,26 +13,16 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from lenet5.fashion_mnist import RAW_DIR, SHA256, is_verified
 
-from .conftest import Project, wait_until, zygote
+from .conftest import FAULT_SEED, TRACEBACK, Project, wait_until, zygote
 
 Report = Callable[[str], None]
-SEED = int(os.environ.get("FAULT_SEED", time.time()))
 KILLS = 20
 EPOCHS = 6
-TRACEBACK = "Traceback (most recent call last)"
-
-
-@pytest.fixture(scope="module")
-def dice() -> random.Random:
-    print(f"FAULT_SEED={SEED}")
-    return random.Random(SEED)
 
 
 def digests(project: Project, *names: str) -> list[str]:
@@ -86,7 +75,9 @@ def test_every_killed_training_ends_byte_identical_in_one_run(
         assert not list((project.path / ".lenet5/checkpoints").iterdir())
         (run,) = [run for run in project.runs() if "training" in run.data.tags]
         assert project.steps(run, "loss/test") == list(range(1, EPOCHS + 1))
-    report(f"{kills} killed trainings of {kills} ended byte-identical, in one run each; {resumed} went on midway")
+    report(
+        f"{kills} killed trainings of {kills} ended byte-identical, in one run each; {resumed} went on midway (FAULT_SEED={FAULT_SEED})"
+    )
     assert resumed > KILLS / 4
 
 
@@ -238,108 +229,6 @@ def test_a_clock_that_goes_back_loses_no_point_and_doubles_none(pristine: Projec
         assert project.steps(run, curve) == list(range(1, EPOCHS + 1))
 
 
-def garble_params(content: dict[str, Any], dice: random.Random) -> str:
-    """A params.yaml with one edit a person could make in error."""
-    section = dice.choice(list(content))
-    key = dice.choice(list(content[section]))
-    values = [
-        None,
-        True,
-        -1,
-        0,
-        1,
-        2.5,
-        1e30,
-        float("nan"),
-        "",
-        "auto",
-        "relu",
-        [],
-        {},
-        [1],
-        {"a": 1},
-        "1e-3",
-        "é\u0000",
-    ]
-    edit = dice.randrange(8)
-    if edit == 0:
-        del content[section][key]
-    elif edit == 1:
-        content[section][key + dice.choice("sx_ ")] = content[section].pop(key)
-    elif edit == 2:
-        content[section] = dice.choice(values)
-    elif edit == 3:
-        del content[section]
-    elif edit == 4:
-        content[dice.choice(["trian", 1, None, "lr"])] = content.pop(section)
-    elif edit == 5:
-        text = yaml.safe_dump(content)
-        place = dice.randrange(len(text))
-        return text[:place] + dice.choice("{}[]:,&*!|>'\"%@`\t\n-#\\\x00\x07é") + text[place + dice.randrange(3) :]
-    else:
-        content[section][key] = dice.choice(values)
-    return yaml.safe_dump(content)
-
-
-def test_garbled_params_run_or_are_refused_in_one_line(
-    pristine: Project, tmp_path: Path, dice: random.Random, report: Report
-) -> None:
-    project = pristine.copy(tmp_path / "project")
-    good = project.params()
-    (project.path / "stages/nothing.py").write_text(NOTHING)
-    refused = 0
-    for _ in range(500):
-        text = garble_params(json.loads(json.dumps(good)), dice)
-        (project.path / "params.yaml").write_text(text)
-        done = project.stage("nothing", check=False)
-        assert TRACEBACK not in done.stderr, text
-        assert done.returncode in (0, 1), text
-        if done.returncode:
-            refused += 1
-            assert len(done.stderr.splitlines()) == 1, done.stderr
-    report(f"500 garbled params files: {refused} refused in one line, {500 - refused} good by chance, 0 tracebacks")
-    assert refused > 250
-
-
-def damaged(content: bytes, dice: random.Random) -> bytes:
-    """The content cut, or with some bytes changed, or with bytes put in."""
-    place = dice.randrange(len(content))
-    kind = dice.randrange(4)
-    if kind == 0:
-        return content[:place]
-    if kind == 1:
-        return content[:place] + dice.randbytes(dice.randrange(1, 64)) + content[place:]
-    if kind == 2:
-        return dice.randbytes(dice.randrange(64))
-    changed = bytearray(content)
-    changed[place] ^= 1 << dice.randrange(8)
-    return bytes(changed)
-
-
-def test_damaged_files_are_never_used(pristine: Project, tmp_path: Path, dice: random.Random, report: Report) -> None:
-    """A script that reads each kind of file as the stages do, without what follows."""
-    project = pristine.copy(tmp_path / "project")
-    (project.path / "stages/read.py").write_text(READ)
-    kinds = {
-        "data": RAW_DIR / "t10k-labels-idx1-ubyte",
-        "weights": Path("models/lenet5.pth"),
-        "onnx": Path("models/lenet5.onnx"),
-        "checkpoint": Path(".lenet5/checkpoints/" + "k" * 32 + ".pt"),
-    }
-    project.stage("read", READ="save")
-    for kind, path in kinds.items():
-        whole = (project.path / path).read_bytes()
-        project.stage("read", READ=kind)
-        for _ in range(500 // len(kinds)):
-            (project.path / path).write_bytes(damaged(whole, dice))
-            done = project.stage("read", check=False, READ=kind)
-            assert done.returncode == 1
-            assert TRACEBACK not in done.stderr
-            assert len(done.stderr.splitlines()) == 1, done.stderr
-        (project.path / path).write_bytes(whole)
-    report("500 damaged data, weights, ONNX and checkpoint files: 0 used, 0 tracebacks")
-
-
 CLOCK_GOES_BACK = """
 import itertools, runpy, time
 
@@ -347,42 +236,4 @@ steps = itertools.count()
 time.time_ns = lambda real=time.time_ns: real() - 60_000_000_000 * next(steps)
 time.time = lambda: time.time_ns() / 1e9
 runpy.run_path("stages/train.py", run_name="__main__")
-"""
-
-NOTHING = """
-from lenet5.stage import run_stage
-
-run_stage("nothing", lambda params: None)
-"""
-
-READ = """
-import os, sys
-from pathlib import Path
-import torch
-from lenet5.checkpoint import Checkpoint
-from lenet5.datasets import load_test
-from lenet5.evaluation import load_weights
-from lenet5.fashion_mnist import RAW_DIR
-from lenet5.files import read_json
-from lenet5.outs import TRAINING, WEIGHTS
-from lenet5.record import read_result
-from lenet5.stage import run_stage
-import lenet5.checkpoint
-
-def main(params):
-    checkpoint = Checkpoint(Path(".lenet5/checkpoints"), "k" * 64)
-    kind = os.environ["READ"]
-    if kind == "save":
-        lenet5.checkpoint.EVERY_SECONDS = 0
-        checkpoint.save_if_due(lambda: {"model": {"weight": torch.ones(1000)}})
-    elif kind == "data":
-        load_test(RAW_DIR)
-    elif kind == "weights":
-        load_weights(WEIGHTS, read_json(TRAINING)["weights_sha256"], params.model)
-    elif kind == "onnx":
-        read_result(params)
-    elif checkpoint.load() is None:
-        sys.exit(1)
-
-run_stage("read", main)
 """
