@@ -76,7 +76,8 @@ def test_every_killed_training_ends_byte_identical_in_one_run(
         (run,) = [run for run in project.runs() if "training" in run.data.tags]
         assert project.steps(run, "loss/test") == list(range(1, EPOCHS + 1))
     report(
-        f"{kills} killed trainings of {kills} ended byte-identical, in one run each; {resumed} went on midway (FAULT_SEED={FAULT_SEED})"
+        f"{kills} killed trainings of {kills} ended byte-identical, in one run each; {resumed} went on midway "
+        f"(FAULT_SEED={FAULT_SEED})"
     )
     assert resumed > KILLS / 4
 

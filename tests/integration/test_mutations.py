@@ -75,7 +75,8 @@ def test_garbled_params_run_or_are_refused_in_one_line(
             refused += 1
             assert len(done.stderr.splitlines()) == 1, done.stderr
     report(
-        f"500 garbled params files: {refused} refused in one line, {500 - refused} good by chance, 0 tracebacks (FAULT_SEED={FAULT_SEED})"
+        f"500 garbled params files: {refused} refused in one line, {500 - refused} good by chance, 0 tracebacks "
+        f"(FAULT_SEED={FAULT_SEED})"
     )
     assert refused > 250
 
