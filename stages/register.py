@@ -4,19 +4,23 @@ Running it again changes nothing. `make record` runs it by itself, to rebuild a 
 """
 
 from lenet5 import tracking
+from lenet5.attempt import attempt_at, forget
 from lenet5.files import write_json
 from lenet5.lineage import lineage_tags, read_code
 from lenet5.outs import REGISTRATION
 from lenet5.params import Params
 from lenet5.record import read_result
 from lenet5.stage import run_stage
+from lenet5.workspace import ATTEMPTS, main_workspace
 
 
 def main(params: Params) -> None:
     """Record what the earlier stages made, and say what became of the model."""
-    code = read_code()
-    entry = tracking.record(tracking.connect(params), read_result(params), lineage_tags(code), code)
+    code, result, attempts = read_code(), read_result(params), main_workspace() / ATTEMPTS
+    attempt = attempt_at(attempts, result.training_digest)
+    entry = tracking.record(tracking.connect(params), result, attempt, lineage_tags(code), code)
     write_json(REGISTRATION, entry)
+    forget(attempts, result.training_digest)
     print(f"MLflow run {entry['run_name']} ({entry['run_id']})")
     print(f"{entry['model']} version {entry['version']}: {entry['alias']}, {entry['reason']}")
 

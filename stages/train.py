@@ -1,12 +1,12 @@
 """Stage train: LeNet-5 by the recipe in params.yaml. About 4 minutes for 100 epochs on two CPU cores."""
 
 import io
-import uuid
 from functools import partial
 
 import torch
 from rich.console import Console
 
+from lenet5.attempt import begin
 from lenet5.checkpoint import Checkpoint, result_key
 from lenet5.datasets import load_splits
 from lenet5.display import EpochDisplay, architecture_table
@@ -22,7 +22,7 @@ from lenet5.record import digest_training, epoch_points
 from lenet5.stage import outs_survive_failure, run_stage
 from lenet5.streaming import Run, Stream
 from lenet5.training import Training, make_model
-from lenet5.workspace import CHECKPOINTS, PIPELINE_FILE, main_workspace
+from lenet5.workspace import ATTEMPTS, CHECKPOINTS, PIPELINE_FILE, main_workspace
 
 
 def main(params: Params) -> None:
@@ -38,14 +38,14 @@ def main(params: Params) -> None:
     console.print(f"{len(splits.train):,} training images on {device}")
     console.print(f"engine {engine.name}: {engine.reason}")
     training = Training(model, splits, params.train, engine)
-    checkpoint = Checkpoint(main_workspace() / CHECKPOINTS, result_key(params, PIPELINE_FILE, device, engine))
-    attempt = uuid.uuid4().hex
+    key = result_key(params, PIPELINE_FILE, device, engine)
+    checkpoint = Checkpoint(main_workspace() / CHECKPOINTS, key)
     if state := checkpoint.load():
         training.load_state_dict(state)
-        attempt = state["attempt"]
         console.print(f"going on after epoch {len(training.rows)}, from the checkpoint of an unfinished training")
     with (
-        Stream(partial(open_run, params, device.type, attempt)) as stream,
+        begin(main_workspace() / ATTEMPTS, key) as attempt,
+        Stream(partial(open_run, params, device.type, attempt.name)) as stream,
         HistoryFile(HISTORY, training.rows) as history,
         EpochDisplay(console, params.train.epochs, len(splits.train)) as display,
     ):
@@ -54,10 +54,12 @@ def main(params: Params) -> None:
         for row in training.epochs():
             history.append(row)
             stream.send(epoch_points(row, display.show(row)))
-            checkpoint.save_if_due(lambda: training.state_dict() | {"attempt": attempt})
+            checkpoint.save_if_due(training.state_dict)
         write(training)
-        stream.finish(digest_training(params))
-    checkpoint.remove()
+        training_digest = digest_training(params)
+        attempt.finished(training_digest)
+        stream.finish(training_digest)
+        checkpoint.remove()
 
 
 def write(training: Training) -> None:

@@ -87,10 +87,23 @@ class Store:
     def create_run(self, name: str, tags: Mapping[str, str], params: Mapping[str, str], code: Code) -> MlflowRun:
         """Open a run, with what the working tree changed of its commit."""
         run = self.client.create_run(self.experiment_id, tags=dict(tags), run_name=name)
-        self.client.log_batch(run.info.run_id, params=[Param(key, value) for key, value in params.items()])
+        self.describe(run, params, code)
+        return run
+
+    def describe(self, run: MlflowRun, params: Mapping[str, str], code: Code) -> None:
+        """Give a run what it is opened with, where whoever opened it did not come to that."""
+        if run.data.params:  # the last to come
+            return
         if code.diff:
             self.client.log_text(run.info.run_id, code.diff + "\n", "pipeline/changes.diff")
-        return run
+        self.client.log_batch(run.info.run_id, params=[Param(key, value) for key, value in params.items()])
+
+    def close_training(self, run_id: str, training_digest: str) -> None:
+        """Tag a run with what training produced; when an earlier run holds the very same, this one goes."""
+        if any(run.info.run_id != run_id for run in self.runs(TRAINING, training_digest)):
+            self.client.delete_run(run_id)
+            return
+        self.client.set_tag(run_id, TRAINING, training_digest)
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -111,6 +124,7 @@ class TrainingRun:
         if opened:
             # Epochs after the last checkpoint are trained again, and would come with new timestamps.
             self._there = _points_there(store.client, self.run_id, run.data.metrics)
+            store.describe(run, _recipe(params), code)
             store.client.update_run(self.run_id, status="RUNNING")
             for tag in _FAILURE_TAGS:
                 if tag in run.data.tags:
@@ -126,12 +140,9 @@ class TrainingRun:
         _log_points(self._store.client, self.run_id, new)
 
     def finish(self, training_digest: str) -> None:
-        """Tag the run with what training produced; when an earlier run holds the very same, this one goes."""
+        """As ``Store.close_training``."""
         self._stop_monitor()
-        if any(run.info.run_id != self.run_id for run in self._store.runs(TRAINING, training_digest)):
-            self._store.client.delete_run(self.run_id)
-            return
-        self._store.client.set_tag(self.run_id, TRAINING, training_digest)
+        self._store.close_training(self.run_id, training_digest)
 
     def fail(self, reason: str, killed: bool) -> None:
         """Close the run as FAILED, or KILLED, with the reason as a tag and in its description."""
@@ -359,12 +370,15 @@ def user_errors(uri: str, then: str = "; then `dvc repro` goes on") -> Iterator[
         raise UserError(f"MLflow at {without_credentials(uri)}: {_advice(str(error))}{then}") from error
 
 
-def record(store: Store, result: Result, tags: Mapping[str, str], code: Code) -> dict[str, Any]:
+def record(store: Store, result: Result, attempt: str | None, tags: Mapping[str, str], code: Code) -> dict[str, Any]:
     """Bring the record of ``result`` to completeness; what is there already stays as it is.
 
-    Returns what became of it: run, model version, decision.
+    ``attempt`` names the training that produced it, where that was here. Returns what became of it: run, model
+    version, decision.
     """
     with user_errors(store.uri), store.exclusive():
+        if attempt:
+            _catch_up(store, result, attempt, code)
         run = _find_or_create(store, result, tags, code)
         complete = RESULT in run.data.tags
         if not complete:
@@ -393,7 +407,7 @@ def record_seeds(
     code: Code,
 ) -> str:
     """Record replicas (seed, history, figures) as one run with ``summary`` and a child for each; its run id."""
-    recipe = flat_params(params, "data", "model", "train")
+    recipe = _recipe(params)
     with user_errors(store.uri):
         shared = {name: value for name, value in recipe.items() if name != "train.seed"}
         name = f"{run_name(params)}-and-{len(replicas) - 1}-more"
@@ -413,6 +427,14 @@ def _log_figures(client: MlflowClient, run_id: str, figures: Mapping[str, float]
     client.set_terminated(run_id, "FINISHED")
 
 
+def _catch_up(store: Store, result: Result, attempt: str, code: Code) -> None:
+    """Let the store know how ``attempt`` ended, where it did not hear that from training itself."""
+    for run in store.runs(ATTEMPT, attempt):
+        if TRAINING not in run.data.tags:
+            store.describe(run, _recipe(result.params), code)
+            store.close_training(run.info.run_id, result.training_digest)
+
+
 def _find_or_create(store: Store, result: Result, tags: Mapping[str, str], code: Code) -> MlflowRun:
     finished = store.runs(RESULT, result.result_digest)
     if finished:
@@ -428,7 +450,11 @@ def _find_or_create(store: Store, result: Result, tags: Mapping[str, str], code:
 
 
 def _open_run(store: Store, params: Params, code: Code, tags: Mapping[str, str]) -> MlflowRun:
-    return store.create_run(run_name(params), tags, flat_params(params, "data", "model", "train"), code)
+    return store.create_run(run_name(params), tags, _recipe(params), code)
+
+
+def _recipe(params: Params) -> dict[str, str]:
+    return flat_params(params, "data", "model", "train")
 
 
 def _complete(store: Store, run: MlflowRun, result: Result) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 PARAMS_FILE, PIPELINE_FILE, LOCK_FILE = Path("params.yaml"), Path("dvc.yaml"), Path("dvc.lock")
 
-CHECKPOINTS = Path(".lenet5/checkpoints")
+CHECKPOINTS, ATTEMPTS = Path(".lenet5/checkpoints"), Path(".lenet5/attempts")
 """In the main workspace, and not among the outs: DVC deletes those before it runs a stage again."""
 
 

@@ -73,7 +73,8 @@ def test_every_killed_training_ends_byte_identical_in_one_run(
         resumed += "going on after epoch" in project.stage("train").stdout
         assert digests(project, *outs) == expected
         assert not list((project.path / ".lenet5/checkpoints").iterdir())
-        (run,) = [run for run in project.runs() if "training" in run.data.tags]
+        (run,) = project.runs()
+        assert "training" in run.data.tags
         assert project.steps(run, "loss/test") == list(range(1, EPOCHS + 1))
     report(
         f"{kills} killed trainings of {kills} ended byte-identical, in one run each; {resumed} went on midway "

@@ -15,7 +15,7 @@ import onnxruntime
 import pandas as pd
 import pytest
 
-from .conftest import Project, wait_until
+from .conftest import Project, wait_until, zygote
 from .servers import answer, answers, free_port, http_server, mlflow_server
 
 NAME = "lenet5-fashionmnist"
@@ -217,6 +217,30 @@ def test_a_server_that_goes_away_and_comes_back_gets_every_point_once(project: P
         for curve in ("loss/train", "accuracy/validation", "gap/loss", "learning_rate"):
             assert project.steps(run, curve, uri) == list(range(1, 61))
     assert log.read_text().count("MLflow is behind") == 1
+
+
+@pytest.mark.soak
+def test_a_server_that_misses_the_end_of_training_has_one_whole_run_after_register(
+    pipeline_copy: Project, tmp_path: Path
+) -> None:
+    pipeline_copy.shrink({"train.epochs": 60})
+    port, store = free_port(), tmp_path / "server"
+    uri = f"http://127.0.0.1:{port}"
+    log = tmp_path / "train.log"
+    with mlflow_server(pipeline_copy, store, port):
+        training = pipeline_copy.start_stage("train", log, log, MLFLOW_TRACKING_URI=uri)
+        wait_until(lambda: bool(pipeline_copy.runs(uri)) and "loss/test" in pipeline_copy.runs(uri)[0].data.metrics)
+    assert zygote().wait(training) == 0
+    assert "MLflow is behind" in log.read_text()
+    with mlflow_server(pipeline_copy, store, port):
+        (before,) = pipeline_copy.runs(uri)
+        assert len(pipeline_copy.steps(before, "loss/test", uri)) < 60, "the server missed nothing"
+        for stage in ("evaluate", "export", "register"):
+            pipeline_copy.stage(stage, MLFLOW_TRACKING_URI=uri)
+        (run,) = pipeline_copy.runs(uri)
+        assert (run.info.run_id, run.info.status) == (before.info.run_id, "FINISHED")
+        for curve in ("loss/train", "accuracy/validation", "gap/loss", "learning_rate"):
+            assert pipeline_copy.steps(run, curve, uri) == list(range(1, 61))
 
 
 @pytest.mark.soak

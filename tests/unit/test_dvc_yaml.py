@@ -21,13 +21,13 @@ STAGES: dict[str, dict[str, Any]] = PIPELINE["stages"]
 
 # They read, write, show and record; none of them can change what an out holds.
 CHANGE_NO_OUT = {
-    "checkpoint", "display", "errors", "experiment_page", "files", "lineage", "outs", "params", "record", "replicas",
-    "seeds", "stage", "streaming", "tracking", "workspace",
+    "attempt", "checkpoint", "display", "errors", "experiment_page", "files", "lineage", "outs", "params", "record",
+    "replicas", "seeds", "stage", "streaming", "tracking", "workspace",
 }  # fmt: skip
 
 # From the ground up: each module imports only what stands before it.
 ORDER = [
-    "errors", "files", "workspace", "outs", "convolution", "history", "params", "fashion_mnist", "sources",
+    "errors", "files", "attempt", "workspace", "outs", "convolution", "history", "params", "fashion_mnist", "sources",
     "datasets", "model", "edge_kernel", "promotion", "recipe", "evaluation", "cuda_graph", "engine", "training",
     "replicas", "export", "figures", "display", "record", "lineage", "model_card", "checkpoint", "streaming",
     "experiment_page", "tracking", "stage", "reproduce", "seeds", "images", "predict", "serve", "doctor", "compare",
