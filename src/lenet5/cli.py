@@ -1,4 +1,4 @@
-"""The command ``lenet5``: use, serve and compare the models that the pipeline makes.
+"""The command ``lenet5``: set params, and use, serve and compare the models that the pipeline makes.
 
 Each subcommand imports what it needs when it is called: a prediction does not wait for PyTorch or MLflow.
 """
@@ -24,14 +24,28 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lenet5", description="LeNet-5 on FashionMNIST: what comes after the run.")
+    parser = argparse.ArgumentParser(prog="lenet5", description="LeNet-5 on FashionMNIST: what comes around the run.")
     parser.add_argument("--version", action="version", version=f"lenet5 {version('lenet5')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_recipe(commands)
     _add_predict(commands)
     _add_serve(commands)
     _add_compare(commands)
     _add_doctor(commands)
     return parser
+
+
+def _add_recipe(commands: _Commands) -> None:
+    command = commands.add_parser("recipe", help="set a group of params", description=_recipe.__doc__)
+    command.add_argument("file", type=Path, metavar="FILE", help="the params to set, a file in recipes/ say")
+    command.set_defaults(do=_recipe)
+
+
+def _recipe(arguments: argparse.Namespace) -> int:
+    """Set in params.yaml what a recipe names, and show it; all else there stays as it is."""
+    from lenet5.params_edit import recipe
+
+    return recipe(arguments.file)
 
 
 def _add_predict(commands: _Commands) -> None:

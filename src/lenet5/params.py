@@ -155,9 +155,16 @@ class Params(Section):
 def load_params(path: Path) -> Params:
     """Read and check ``path``. Raises UserError with every mistake in one line."""
     try:
-        content = yaml.load(path.read_bytes(), Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
+        text = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path}: not found; run from the folder that holds dvc.yaml") from None
+    return check_params(parse_yaml(text, path), path)
+
+
+def parse_yaml(text: bytes, path: Path) -> dict[str, Any]:
+    """The mapping that ``text``, the content of ``path``, holds. Raises UserError where it is no YAML or no mapping."""
+    try:
+        content = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -168,6 +175,11 @@ def load_params(path: Path) -> Params:
         raise UserError(f"{path}: a value cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: must hold the sections {', '.join(_keys(Params))}, not {_shown(content)}")
+    return content
+
+
+def check_params(content: dict[str, Any], path: Path) -> Params:
+    """The params that ``content``, read from ``path``, gives. Raises UserError with every mistake in one line."""
     try:
         return Params.model_validate(content)
     except ValidationError as error:

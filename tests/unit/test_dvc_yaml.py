@@ -31,7 +31,7 @@ ORDER = [
     "datasets", "model", "edge_kernel", "promotion", "recipe", "evaluation", "cuda_graph", "engine", "training",
     "replicas", "export", "figures", "display", "record", "lineage", "model_card", "checkpoint", "streaming",
     "experiment_page", "tracking", "stage", "reproduce", "seeds", "images", "predict", "serve", "doctor", "compare",
-    "cli",
+    "params_edit", "cli",
 ]  # fmt: skip
 
 

@@ -1,0 +1,81 @@
+from pathlib import Path
+
+import pytest
+
+from lenet5.errors import UserError
+from lenet5.params import load_params
+from lenet5.params_edit import apply
+
+
+@pytest.fixture
+def params(repository: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "params.yaml"
+    path.write_bytes((repository / "params.yaml").read_bytes())
+    return path
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "wanted.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_only_the_lines_of_what_is_set_change_and_keep_their_comments(params: Path, tmp_path: Path) -> None:
+    params.write_text(params.read_text().replace("epochs: 100", "epochs: 7").replace("shift: 0 #", "shift: 4 #"))
+    before = params.read_text().splitlines()
+    edits = apply(written(tmp_path, "train: {epochs: 9, augmentation: {shift: 1}}\nmodel: {c3: paper}"), params)
+    assert edits == [("train.epochs", 7, 9), ("train.augmentation.shift", 4, 1), ("model.c3", "full", "paper")]
+    changed = {(old, new) for old, new in zip(before, params.read_text().splitlines(), strict=True) if old != new}
+    assert {(old.split(" #")[0], new.split(" #")[0]) for old, new in changed} == {
+        ("  c3: full", "  c3: paper"),
+        ("  epochs: 7", "  epochs: 9"),
+        ("    shift: 4", "    shift: 1"),
+    }
+    assert all(old.partition("#")[2] == new.partition("#")[2] for old, new in changed)
+
+
+def test_setting_what_is_there_already_leaves_the_file_alone(params: Path, tmp_path: Path) -> None:
+    time = params.stat().st_mtime_ns
+    assert apply(written(tmp_path, f"train: {{seed: {load_params(params).train.seed}}}"), params) == []
+    assert params.stat().st_mtime_ns == time
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("train: {epoch: 9}", "train.epoch: unknown key (value 9); did you mean train.epochs?"),
+        ("train: {lr: fast}", "train.lr: 'fast' is not allowed"),
+        ("train: 3", "train: 3 is not allowed"),
+        ("train: {lr: {a: 1}}", "train.lr: {'a': 1} is not allowed"),
+        ("1: {lr: 2}", "keys should be strings"),
+        ("train: {optimizer: adamw, momentum: 0.9}", "train.momentum is for sgd"),
+        ("train: {lr: 1, lr: 2}", "stands twice"),
+        ("- train", "must hold the sections"),
+        ("", "must hold the sections"),
+        ("{", "not valid YAML"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_changes_nothing(params: Path, tmp_path: Path, text: str, said: str) -> None:
+    before = params.read_bytes()
+    file = written(tmp_path, text)
+    with pytest.raises(UserError) as refused:
+        apply(file, params)
+    assert str(refused.value).startswith(f"{file}: ")
+    assert said in str(refused.value)
+    assert params.read_bytes() == before
+
+
+def test_a_missing_file_or_a_folder_is_refused(params: Path, tmp_path: Path) -> None:
+    for path in (tmp_path / "nothing", tmp_path):
+        with pytest.raises(UserError, match="no such file; recipes/"):
+            apply(path, params)
+
+
+def test_every_recipe_that_comes_with_the_project_fits_its_params(params: Path, repository: Path) -> None:
+    recipes = sorted((repository / "recipes").glob("*.yaml"))
+    assert recipes
+    original = params.read_bytes()
+    for file in recipes:
+        params.write_bytes(original)
+        apply(file, params)
+        load_params(params)
