@@ -73,6 +73,7 @@ INSTEAD = {
         "python -m lenet5.reproduce --help",
         test="test_tracking.py::test_a_recorded_result_is_reproduced_byte_for_byte",
     ),
+    "python -m lenet5.seeds --count 10": Instead("README has it with fewer seeds", "python -m lenet5.seeds --help"),
     "export MLFLOW_TRACKING_URI=https://mlflow.example.org": Instead(
         "no server has this name",
         test="test_team.py::test_four_experiments_at_once_are_whole_on_a_server_with_postgresql",
