@@ -3,7 +3,7 @@
 import re
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -20,7 +20,8 @@ class Attempt:
 
     def finished(self, training_digest: str) -> None:
         """Keep the name with what the training produced, for ``register``: the store may not have heard of it."""
-        write_bytes(_finished(self._folder, training_digest), self.name.encode())
+        with suppress(OSError):  # a full disk may cost the run its end, not the training
+            write_bytes(_finished(self._folder, training_digest), self.name.encode())
 
 
 @contextmanager
@@ -41,7 +42,7 @@ def begin(folder: Path, key: str) -> Iterator[Attempt]:
         attempt = Attempt(folder, _read(unfinished) or uuid.uuid4().hex)
         write_bytes(unfinished, attempt.name.encode())
         yield attempt
-        unfinished.unlink()  # not after an error: then the training is to go on
+        unfinished.unlink(missing_ok=True)  # not after an error: then the training is to go on
 
 
 def attempt_at(folder: Path, training_digest: str) -> str | None:

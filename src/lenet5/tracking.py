@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 from fastapi import FastAPI
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModel, Metric, Param
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModel, LoggedModelStatus, Metric, Param
 from mlflow.entities import Run as MlflowRun
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -565,7 +565,9 @@ def _facts(run: MlflowRun, version: ModelVersion, decision: Decision, result: Re
 
 def _model(store: Store, run_id: str, result: Result) -> LoggedModel:
     """The ONNX model of the run, logged once."""
-    known = store.client.search_logged_models([store.experiment_id], f"source_run_id = '{run_id}'")
+    logged = store.client.search_logged_models([store.experiment_id], f"source_run_id = '{run_id}'")
+    # A process that was killed while it logged the model leaves one without its files.
+    known = [model for model in logged if model.status == LoggedModelStatus.READY]
     if known:
         return known[0]
     import onnx

@@ -1,4 +1,5 @@
 import re
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
@@ -61,3 +62,11 @@ def test_a_damaged_name_is_not_used(tmp_path: Path) -> None:
     again = killed(tmp_path, KEY)
     assert again != name
     assert re.fullmatch("[0-9a-f]{32}", again)
+
+
+def test_a_folder_cleaned_away_meanwhile_does_not_fail_the_training(tmp_path: Path) -> None:
+    folder = tmp_path / "attempts"
+    with begin(folder, KEY) as attempt:
+        shutil.rmtree(folder)
+        attempt.finished(RESULT)
+    assert attempt_at(folder, RESULT) == attempt.name
