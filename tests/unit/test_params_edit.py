@@ -21,7 +21,7 @@ def written(tmp_path: Path, text: str) -> Path:
 
 
 def test_only_the_lines_of_what_is_set_change_and_keep_their_comments(params: Path, tmp_path: Path) -> None:
-    params.write_text(params.read_text().replace("epochs: 100", "epochs: 7").replace("shift: 0 #", "shift: 4 #"))
+    apply(written(tmp_path, "train: {epochs: 7, augmentation: {shift: 4}}\nmodel: {c3: full}"), params)
     before = params.read_text().splitlines()
     edits = apply(written(tmp_path, "train: {epochs: 9, augmentation: {shift: 1}}\nmodel: {c3: paper}"), params)
     assert edits == [("train.epochs", 7, 9), ("train.augmentation.shift", 4, 1), ("model.c3", "full", "paper")]
