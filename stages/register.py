@@ -18,9 +18,11 @@ def main(params: Params) -> None:
     """Record what the earlier stages made, and say what became of the model."""
     code, result, attempts = read_code(), read_result(params), main_workspace() / ATTEMPTS
     attempt = attempt_at(attempts, result.training_digest)
-    entry = tracking.record(tracking.connect(params), result, attempt, lineage_tags(code), code)
+    store = tracking.connect(params)
+    if attempt and tracking.catch_up(store, result, attempt, code):
+        forget(attempts, result.training_digest)
+    entry = tracking.record(store, result, lineage_tags(code), code)
     write_json(REGISTRATION, entry)
-    forget(attempts, result.training_digest)
     print(f"MLflow run {entry['run_name']} ({entry['run_id']})")
     print(f"{entry['model']} version {entry['version']}: {entry['alias']}, {entry['reason']}")
 

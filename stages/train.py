@@ -12,9 +12,9 @@ from lenet5.datasets import load_splits
 from lenet5.display import EpochDisplay, architecture_table
 from lenet5.engine import choose_engine, pick_device, set_deterministic, set_precision
 from lenet5.fashion_mnist import RAW_DIR
-from lenet5.files import digest, write_bytes, write_json
+from lenet5.files import digest, remove_old, write_bytes, write_json
 from lenet5.history import HistoryFile
-from lenet5.lineage import lineage_tags, read_code
+from lenet5.lineage import Code, lineage_tags, read_code
 from lenet5.model import layers
 from lenet5.outs import HISTORY, TRAINING, WEIGHTS
 from lenet5.params import Params
@@ -38,14 +38,19 @@ def main(params: Params) -> None:
     console.print(f"{len(splits.train):,} training images on {device}")
     console.print(f"engine {engine.name}: {engine.reason}")
     training = Training(model, splits, params.train, engine)
+    code = read_code()  # now: a tracking server may come to life when somebody has changed the code already
+    tags = lineage_tags(code) | {"device": device.type}
     key = result_key(params, PIPELINE_FILE, device, engine)
-    checkpoint = Checkpoint(main_workspace() / CHECKPOINTS, key)
+    checkpoints, attempts = main_workspace() / CHECKPOINTS, main_workspace() / ATTEMPTS
+    for folder in (checkpoints, attempts):
+        remove_old(folder)
+    checkpoint = Checkpoint(checkpoints, key)
     if state := checkpoint.load():
         training.load_state_dict(state)
         console.print(f"going on after epoch {len(training.rows)}, from the checkpoint of an unfinished training")
     with (
-        begin(main_workspace() / ATTEMPTS, key) as attempt,
-        Stream(partial(open_run, params, device.type, attempt.name)) as stream,
+        begin(attempts, key) as attempt,
+        Stream(partial(open_run, params, attempt.name, code, tags)) as stream,
         HistoryFile(HISTORY, training.rows) as history,
         EpochDisplay(console, params.train.epochs, len(splits.train)) as display,
     ):
@@ -72,12 +77,10 @@ def write(training: Training) -> None:
     write_json(TRAINING, {**epochs, "weights_sha256": digest(weights)})
 
 
-def open_run(params: Params, device: str, attempt: str) -> Run:
+def open_run(params: Params, attempt: str, code: Code, tags: dict[str, str]) -> Run:
     """Open the MLflow run of this training, or find it again. The stream's thread calls it: mlflow imports slowly."""
     from lenet5 import tracking
 
-    code = read_code()
-    tags = lineage_tags(code) | {"device": device}
     return tracking.TrainingRun(tracking.connect(params), attempt, params, code, tags)
 
 

@@ -31,7 +31,7 @@ _DIFFERENCE = f"{SECOND} - {FIRST}"
 WORKSPACE, CHAMPION = "workspace", "champion"
 
 _RECORDED = ("kernel_check", "data", "model", "train", "evaluate", "export")
-_OF_STAGE = {"train": ("data", "model", "train"), "evaluate": ("evaluate",), "export": ("export",)}
+_OF_STAGE = {"evaluate": ("data", "model", "train", "evaluate"), "export": ("model", "export")}
 
 
 class Kind(NamedTuple):
@@ -46,8 +46,10 @@ _SHARE, _GAP, _LOSS, _EPOCH, _F1 = Kind(100, 2, 1), Kind(100, 2, -1), Kind(1, 3,
 
 _FIGURES: Mapping[str, Sequence[tuple[str, tuple[str, ...], Kind]]] = {
     "Figures with their intervals (accuracies in %)": [
-        *((f"{split} accuracy", (split, "accuracy"), _SHARE) for split in ("test", "validation", "train")),
-        *((f"{split} loss", (split, "loss"), _LOSS) for split in ("test", "validation", "train")),
+        *((f"{split} accuracy", (split, "accuracy"), _SHARE) for split in ("test", "validation")),
+        ("train accuracy", ("train", "accuracy"), _SHARE._replace(better=0)),
+        *((f"{split} loss", (split, "loss"), _LOSS) for split in ("test", "validation")),
+        ("train loss", ("train", "loss"), _LOSS._replace(better=0)),
         ("accuracy gap, points", ("gap", "accuracy"), _GAP),
         ("loss gap", ("gap", "loss"), _LOSS),
         ("calibration error, %", ("calibration_error",), _GAP),
@@ -188,10 +190,9 @@ def _read_workspace(params: Params) -> Measured:
     """The outs as they lie here. Raises UserError where they are missing, or of other params than params.yaml's."""
     if not LOCK_FILE.is_file():
         raise UserError(f"{WORKSPACE}: the pipeline has not run here yet; `dvc repro`")
-    stages = yaml.safe_load(LOCK_FILE.read_bytes())["stages"]
     now = params.model_dump(by_alias=True)
     for stage, sections in _OF_STAGE.items():
-        used = stages.get(stage, {}).get("params", {}).get(str(PARAMS_FILE), {})
+        used = _params_of(stage)
         if any(used.get(section) != now[section] for section in sections):
             raise UserError(f"{WORKSPACE}: {PARAMS_FILE} has changed since {stage} ran; `dvc repro` first")
     return Measured(
@@ -201,6 +202,16 @@ def _read_workspace(params: Params) -> Measured:
         predictions=read_predictions(PREDICTIONS),
         data_digest=data_digest(),
     )
+
+
+def _params_of(stage: str) -> Mapping[str, Any]:
+    """The params that ``stage`` last ran with, none where it did not. Raises UserError where dvc.lock is broken."""
+    try:
+        lock = yaml.safe_load(LOCK_FILE.read_bytes())
+        used: Mapping[str, Any] = lock["stages"].get(stage, {}).get("params", {}).get(str(PARAMS_FILE), {})
+    except (yaml.YAMLError, TypeError, KeyError, AttributeError):
+        raise UserError(f"{LOCK_FILE}: not a file DVC wrote; `git checkout {LOCK_FILE}`, then `dvc repro`") from None
+    return used
 
 
 def _row(name: str, path: Sequence[str], kind: Kind, first: Mapping[str, Any], second: Mapping[str, Any]) -> Row:

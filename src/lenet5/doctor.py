@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -108,19 +109,15 @@ def check_params() -> Iterator[Finding]:
 
 def check_cuda() -> Iterator[Finding]:
     """The GPUs, and whether their driver is new enough for the CUDA that PyTorch brings."""
+    if not find_spec("pynvml"):  # check_packages tells how to install it
+        yield Finding("note", "cuda", "cannot be looked into: the package nvidia-ml-py is missing")
+        return
     import pynvml
 
-    wished = _device_wished()
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
-        reason = f"no NVIDIA driver answers ({error})"
-        if wished == "cuda":
-            yield Finding(
-                "problem", "cuda", f"{reason}, but train.device is cuda; set it to auto, or install the driver"
-            )
-        else:
-            yield Finding("note", "cuda", f"{reason}; training takes the CPU, which is slower and needs no setting")
+        yield _no_gpu(f"no NVIDIA driver answers ({error})")
         return
     try:
         yield _gpus()
@@ -219,8 +216,9 @@ def check_disk() -> Iterator[Finding]:
 
 def check_programs() -> Iterator[Finding]:
     """Programs that are used where they are there."""
-    yield _program("chromium", ("chromium", "chromium-browser"), "the tests in a browser are skipped")
-    yield _program("compiler", (os.environ.get("CXX", "c++"), "g++", "clang++"), "torch.compile cannot be used")
+    browsers, compilers = ("chromium", "chromium-browser"), (os.environ.get("CXX", "c++"), "g++", "clang++")
+    yield _program("chromium", browsers, "the tests in a browser are skipped; on Debian, `apt-get install chromium`")
+    yield _program("compiler", compilers, "torch.compile cannot be used; on Debian, `apt-get install g++`")
 
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
@@ -236,6 +234,12 @@ def _device_wished() -> str:
         return "auto"
 
 
+def _no_gpu(reason: str) -> Finding:
+    if _device_wished() == "cuda":
+        return Finding("problem", "cuda", f"{reason}, but train.device is cuda; set it to auto, or mend that")
+    return Finding("note", "cuda", f"{reason}; training takes the CPU, which is slower and needs no setting")
+
+
 def _gpus() -> Finding:
     import pynvml
 
@@ -248,7 +252,7 @@ def _gpus() -> Finding:
     count = pynvml.nvmlDeviceGetCount()
     names = [pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(index)) for index in range(count)]
     if not names:
-        return Finding("note", "cuda", f"driver {driver}, but no GPU; training takes the CPU")
+        return _no_gpu(f"driver {driver}, but no GPU")
     return Finding("ok", "cuda", f"{', '.join(names)}; driver {driver}, CUDA {able}")
 
 
@@ -256,7 +260,7 @@ def _server(uri: str, shown: str) -> Finding:
     import requests
 
     try:
-        answer = requests.get(f"{uri.rstrip('/')}/version", timeout=_SERVER_PATIENCE)
+        answer = requests.get(f"{uri.rstrip('/')}/version", timeout=_SERVER_PATIENCE, **_credentials())
     except requests.RequestException as error:
         text = f"{shown} does not answer ({type(error).__name__}); start it, or unset MLFLOW_TRACKING_URI"
         return Finding("problem", "mlflow", text)
@@ -264,6 +268,15 @@ def _server(uri: str, shown: str) -> Finding:
         text = f"{shown} answers {answer.status_code}; check MLFLOW_TRACKING_USERNAME and ..._PASSWORD, or ..._TOKEN"
         return Finding("note", "mlflow", text)
     return Finding("ok", "mlflow", f"{shown} answers, MLflow {answer.text[:50].strip()}")
+
+
+def _credentials() -> dict[str, Any]:
+    """What MLflow's client sends, as keyword arguments of requests."""
+    asked = os.environ.get
+    if token := asked("MLFLOW_TRACKING_TOKEN"):
+        return {"headers": {"Authorization": f"Bearer {token}"}}
+    user, password = asked("MLFLOW_TRACKING_USERNAME"), asked("MLFLOW_TRACKING_PASSWORD")
+    return {"auth": (user, password)} if user and password else {}
 
 
 def _database(uri: str, file: Path) -> Finding:

@@ -16,7 +16,16 @@ _METRICS = (
     "final/gap_loss",
     "best/epoch",
 )
-_PARAMS = ("model.activation", "model.pooling", "train.optimizer", "train.lr", "train.epochs", "train.seed")
+_PARAMS = (
+    "model.activation",
+    "model.pooling",
+    "train.optimizer",
+    "train.lr",
+    "train.schedule",
+    "train.augmentation.shift",
+    "train.epochs",
+    "train.seed",
+)
 
 
 def experiment_tags() -> dict[str, str]:

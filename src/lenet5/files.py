@@ -4,8 +4,9 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,15 @@ def read_trusted(path: Path, sha256: str, stage: str) -> bytes:
     if digest(content) != sha256:
         raise UserError(f"{path}: not what the stage {stage} left (SHA-256 differs); `dvc repro -f {stage}` mends it")
     return content
+
+
+def remove_old(folder: Path, days: float = 30) -> None:
+    """Delete the files of ``folder`` that were last written more than ``days`` ago: nobody took them up again."""
+    oldest = time.time() - days * 24 * 60 * 60
+    for path in folder.glob("*"):
+        with suppress(OSError):  # gone already, or in use elsewhere
+            if path.stat().st_mtime < oldest:
+                path.unlink()
 
 
 def digest(content: bytes) -> str:

@@ -116,13 +116,14 @@ def _corners(grey: Image.Image) -> int:
 
 
 def _frame(grey: Image.Image, background: int) -> Image.Image:
-    """Trim to what differs from ``background``, subtract that, fit the longer edge to 28 and centre."""
+    """Trim to what differs from ``background``, take the difference, fit the longer edge to 28 and centre."""
     apart = ImageChops.difference(grey, Image.new("L", grey.size, background))
     smooth = apart.filter(ImageFilter.BoxBlur(max(grey.size) / _GRAIN))
     box = smooth.point(lambda value: 255 if value > _TOLERANCE else 0).getbbox()
     if box is None:
         raise UserError("one even surface, nothing stands out from it")
-    thing = grey.crop(box).point(lambda value: max(0, value - background) * 255 // (255 - background))
+    # The difference either way: a white shirt on light grey stands out as a black one does.
+    thing = apart.crop(box).point(lambda value: value * 255 // (255 - background))
     scale = IMAGE_SIZE / max(thing.size)
     width, height = (max(1, round(edge * scale)) for edge in thing.size)
     framed = Image.new("L", (IMAGE_SIZE, IMAGE_SIZE), 0)

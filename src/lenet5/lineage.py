@@ -15,6 +15,9 @@ from lenet5.workspace import PARAMS_FILE
 _PLAIN = ("--no-ext-diff", "--no-color", "--binary", "--src-prefix=a/", "--dst-prefix=b/")
 _LIBRARIES = ("torch", "numpy", "onnx", "onnxruntime", "mlflow", "dvc")
 
+EXPERIMENT_TAGS = {"dvc.experiment": "DVC_EXP_NAME", "dvc.baseline": "DVC_EXP_BASELINE_REV"}
+"""The tags of a run that DVC started as an experiment, and where DVC says what it is."""
+
 
 @dataclass(frozen=True)
 class Code:
@@ -57,8 +60,7 @@ def lineage_tags(code: Code) -> dict[str, str]:
         "mlflow.source.git.branch": code.branch,
         "mlflow.source.git.repoURL": code.remote,
         "git.dirty": str(bool(code.diff)).lower(),
-        "dvc.experiment": os.environ.get("DVC_EXP_NAME", ""),
-        "dvc.baseline": os.environ.get("DVC_EXP_BASELINE_REV", ""),
+        **{tag: os.environ.get(variable, "") for tag, variable in EXPERIMENT_TAGS.items()},
         "digest.params": digest(PARAMS_FILE.read_bytes()),
         "digest.data": data_digest(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",

@@ -47,15 +47,21 @@ def verdict(history: pd.DataFrame, chosen_epoch: int, onset: int | None, params:
             "Consider more epochs (`train.epochs`)."
         )
     if onset == last:
-        return (
-            f"The validation loss was still at its lowest at the last epoch, {last}, with an accuracy gap of "
-            f"{_points(gaps[last])} points: no sign of overfitting yet. "
-            "Consider more epochs (`train.epochs`), with `train.patience` to stop in time."
+        said = (
+            f"The validation loss was still at its lowest at the last epoch, {last}, "
+            f"with an accuracy gap of {_points(gaps[last])} points"
         )
-    grew = gaps[last] - gaps[onset] >= GREW
-    change = f"{'grew' if grew else 'did not grow'} from {_points(gaps[onset])} to {_points(gaps[last])} points"
-    said = f"The validation loss stopped falling at epoch {onset} of {last}; the accuracy gap {change} after that."
-    return " ".join([said, *_kept(chosen_epoch, onset), *_advice(params, grew or gaps[chosen_epoch] >= WIDE)])
+        if gaps[last] >= WIDE:
+            return " ".join([f"{said}: it overfits, though more training still helped.", *_advice(params)])
+        return f"{said}: no sign of overfitting yet. Consider more epochs (`train.epochs`)."
+    change = gaps[last] - gaps[onset]
+    went = "grew" if change >= GREW else "shrank" if change <= -GREW else "hardly changed,"
+    overfits = change >= GREW or gaps[chosen_epoch] >= WIDE
+    said = (
+        f"The validation loss stopped falling at epoch {onset} of {last}; "
+        f"the accuracy gap {went} from {_points(gaps[onset])} to {_points(gaps[last])} points after that."
+    )
+    return " ".join([said, *_kept(chosen_epoch, onset), *(_advice(params) if overfits else [])])
 
 
 def _kept(chosen_epoch: int, onset: int) -> list[str]:
@@ -66,15 +72,13 @@ def _kept(chosen_epoch: int, onset: int) -> list[str]:
     ]
 
 
-def _advice(params: Params, overfits: bool) -> list[str]:
+def _advice(params: Params) -> list[str]:
     augmentation = params.train.augmentation
     used = {
         "train.augmentation": augmentation.horizontal_flip or augmentation.shift > 0,
         "model.dropout": params.model.dropout > 0,
         "train.weight_decay": params.train.weight_decay > 0,
     }
-    if not overfits:
-        return []
     off = [f"`{name}`" for name, on in used.items() if not on]
     if off:
         return [f"To narrow the gap, consider {_either(off)} ({'now off' if len(off) == 1 else 'all off now'})."]
@@ -165,7 +169,8 @@ def _data(params: Params) -> str:
         "photographs of a shop, 7,000 of each class.",
         f"- Training: {TRAINING_IMAGES - held_out:,} images\n"
         f"- Validation: {validation if held_out else 'none are held out'}\n"
-        f"- Test: {TEST_IMAGES:,} images, which decide nothing\n"
+        f"- Test: {TEST_IMAGES:,} images, which decide nothing about this model; a later one is compared with it on "
+        "them before it becomes champion\n"
         f"- Digest of the four files' SHA-256: `{data_digest()}`",
         _picture(SAMPLES, "Training images of each class"),
     )

@@ -61,10 +61,14 @@ def load_session(model: bytes, name: str) -> onnxruntime.InferenceSession:
         session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions share no base of their own
         raise UserError(f"{name}: not an ONNX model that can be used ({error}); --model takes another") from None
-    shapes = [node.shape[1:] for node in (*session.get_inputs(), *session.get_outputs())]
-    if shapes != [[1, IMAGE_SIZE, IMAGE_SIZE], [len(CLASSES)]]:
+    nodes = (*session.get_inputs(), *session.get_outputs())
+    kinds = [(node.type, node.shape[1:]) for node in nodes]
+    fits = kinds == [("tensor(float)", [1, IMAGE_SIZE, IMAGE_SIZE]), ("tensor(float)", [len(CLASSES)])]
+    batch = nodes[0].shape[0] if fits else 0
+    if isinstance(batch, int) and batch != 1:  # of any size, it has a name or none
         raise UserError(
-            f"{name}: a model of another kind; it must take (batch, 1, 28, 28) and give (batch, 10), not {shapes}"
+            f"{name}: a model of another kind; it must take (batch, 1, 28, 28) floats and give (batch, 10), "
+            f"not {[(node.type, node.shape) for node in nodes]}"
         )
     return session
 

@@ -94,8 +94,12 @@ def flat_params(params: Params, *sections: str) -> dict[str, str]:
 def run_name(params: Params) -> str:
     """The name of DVC's experiment, or what distinguishes this recipe."""
     model, train = params.model, params.train
-    recipe = f"{model.activation}-{model.pooling}-{train.optimizer}-{train.lr:g}-{train.epochs}ep-seed{train.seed}"
-    return os.environ.get("DVC_EXP_NAME") or recipe
+    parts = [model.activation, model.pooling, train.optimizer, f"{train.lr:g}"]
+    if train.schedule != "constant":
+        parts.append(train.schedule)
+    if train.augmentation.horizontal_flip or train.augmentation.shift:
+        parts.append("augmented")
+    return os.environ.get("DVC_EXP_NAME") or "-".join([*parts, f"{train.epochs}ep", f"seed{train.seed}"])
 
 
 @dataclass(frozen=True)

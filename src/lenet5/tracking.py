@@ -27,7 +27,7 @@ import numpy as np
 import pandas as pd
 from fastapi import FastAPI
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModel, LoggedModelStatus, Metric, Param
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModel, LoggedModelStatus, Metric, Param, RunTag
 from mlflow.entities import Run as MlflowRun
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -42,7 +42,7 @@ from lenet5.experiment_page import experiment_tags
 from lenet5.fashion_mnist import CLASSES, IMAGE_SIZE
 from lenet5.files import digest, read_json
 from lenet5.history import EpochRow
-from lenet5.lineage import Code, data_digest, without_credentials
+from lenet5.lineage import EXPERIMENT_TAGS, Code, data_digest, without_credentials
 from lenet5.model_card import completed, page, summary
 from lenet5.outs import CARD, CARD_PAGE, EVALUATION, ONNX, PREDICTIONS, PROGRAM, REGISTRATION
 from lenet5.params import Params
@@ -61,7 +61,8 @@ from lenet5.record import (
 )
 from lenet5.workspace import LOCK_FILE, PARAMS_FILE, PIPELINE_FILE, main_workspace, store_uri
 
-ATTEMPT, TRAINING, RESULT, HISTORY_FROM = "attempt", "training", "result", "history_from"
+ATTEMPT, TRAINING, COMPLETING, RESULT, HISTORY_FROM = "attempt", "training", "completing", "result", "history_from"
+DIFF = "pipeline/changes.diff"
 _DESCRIPTION = "mlflow.note.content"  # of a run, which the UI shows
 _FAILURE_TAGS = ("failure", _DESCRIPTION)
 _MODEL = (
@@ -85,18 +86,17 @@ class Store:
         return list(found)
 
     def create_run(self, name: str, tags: Mapping[str, str], params: Mapping[str, str], code: Code) -> MlflowRun:
-        """Open a run, with what the working tree changed of its commit."""
+        """Open a run."""
         run = self.client.create_run(self.experiment_id, tags=dict(tags), run_name=name)
         self.describe(run, params, code)
         return run
 
     def describe(self, run: MlflowRun, params: Mapping[str, str], code: Code) -> None:
-        """Give a run what it is opened with, where whoever opened it did not come to that."""
-        if run.data.params:  # the last to come
-            return
+        """Give a run its params, and what the working tree changed of its commit."""
         if code.diff:
-            self.client.log_text(run.info.run_id, code.diff + "\n", "pipeline/changes.diff")
-        self.client.log_batch(run.info.run_id, params=[Param(key, value) for key, value in params.items()])
+            self.client.log_text(run.info.run_id, code.diff + "\n", DIFF)
+        if not run.data.params:
+            self.client.log_batch(run.info.run_id, params=[Param(key, value) for key, value in params.items()])
 
     def close_training(self, run_id: str, training_digest: str) -> None:
         """Tag a run with what training produced; when an earlier run holds the very same, this one goes."""
@@ -125,9 +125,11 @@ class TrainingRun:
             # Epochs after the last checkpoint are trained again, and would come with new timestamps.
             self._there = _points_there(store.client, self.run_id, run.data.metrics)
             store.describe(run, _recipe(params), code)
-            store.client.update_run(self.run_id, status="RUNNING")
-            for tag in _FAILURE_TAGS:
-                if tag in run.data.tags:
+            # What ends it is what made the result: it may be another experiment, from another commit.
+            store.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+            store.client.update_run(self.run_id, status="RUNNING", name=run_name(params))
+            for tag in (*_FAILURE_TAGS, *EXPERIMENT_TAGS):
+                if tag in run.data.tags and tag not in tags:
                     store.client.delete_tag(self.run_id, tag)
         self._monitor: SystemMetricsMonitor | None = None
         if params.register_.system_metrics:
@@ -182,14 +184,13 @@ def fetch(reference: str, folder: Path) -> Recorded:
         run = client.get_run(run_id)
         if RESULT not in run.data.tags:
             raise UserError(f"run {run_id} is not a complete result; `dvc repro` completes its own")
-        names = {artifact.path for artifact in client.list_artifacts(run_id, "pipeline")}
-        diff = "pipeline/changes.diff"
+        dirty = run.data.tags.get("git.dirty") == "true"
         return Recorded(
             run_id=run_id,
             name=run.info.run_name,
             commit=run.data.tags.get("mlflow.source.git.commit", ""),
             params=Path(client.download_artifacts(run_id, "pipeline/params.yaml", str(folder))),
-            diff=Path(client.download_artifacts(run_id, diff, str(folder))) if diff in names else None,
+            diff=Path(client.download_artifacts(run_id, DIFF, str(folder))) if dirty else None,
             figures=run.data.metrics,
             weights_digest=run.data.tags["digest.weights"],
         )
@@ -362,23 +363,36 @@ def _quiet_and_impatient() -> None:
 @contextmanager
 def user_errors(uri: str, then: str = "; then `dvc repro` goes on") -> Iterator[None]:
     """Turn what a person can mend about the store at ``uri`` into one line, which ends with ``then``."""
+    from requests import RequestException
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (MlflowException, SQLAlchemyError) as error:
+    except (MlflowException, RequestException, SQLAlchemyError) as error:
         raise UserError(f"MLflow at {without_credentials(uri)}: {_advice(str(error))}{then}") from error
 
 
-def record(store: Store, result: Result, attempt: str | None, tags: Mapping[str, str], code: Code) -> dict[str, Any]:
-    """Bring the record of ``result`` to completeness; what is there already stays as it is.
+def catch_up(store: Store, result: Result, attempt: str, code: Code) -> bool:
+    """Let the store know how ``attempt`` ended, where it did not hear that from training itself.
 
-    ``attempt`` names the training that produced it, where that was here. Returns what became of it: run, model
-    version, decision.
+    Returns whether the store knows of that attempt.
     """
     with user_errors(store.uri), store.exclusive():
-        if attempt:
-            _catch_up(store, result, attempt, code)
+        runs = store.runs(ATTEMPT, attempt)
+        for run in runs:
+            if not run.data.params:  # the process that opened it was killed before it came to that
+                store.describe(run, _recipe(result.params), code)
+            if TRAINING not in run.data.tags:
+                store.close_training(run.info.run_id, result.training_digest)
+        return bool(runs)
+
+
+def record(store: Store, result: Result, tags: Mapping[str, str], code: Code) -> dict[str, Any]:
+    """Bring the record of ``result`` to completeness; what is there already stays as it is.
+
+    Returns what became of it: run, model version, decision.
+    """
+    with user_errors(store.uri), store.exclusive():
         run = _find_or_create(store, result, tags, code)
         complete = RESULT in run.data.tags
         if not complete:
@@ -389,6 +403,7 @@ def record(store: Store, result: Result, attempt: str | None, tags: Mapping[str,
             _log_card(store.client, run, version, decision, result)
             store.client.set_tag(run.info.run_id, RESULT, result.result_digest)
             store.client.set_terminated(run.info.run_id, "FINISHED")
+            _close_superseded(store, result)
         return {
             "run_id": run.info.run_id,
             "run_name": run.info.run_name,
@@ -427,22 +442,19 @@ def _log_figures(client: MlflowClient, run_id: str, figures: Mapping[str, float]
     client.set_terminated(run_id, "FINISHED")
 
 
-def _catch_up(store: Store, result: Result, attempt: str, code: Code) -> None:
-    """Let the store know how ``attempt`` ended, where it did not hear that from training itself."""
-    for run in store.runs(ATTEMPT, attempt):
-        if TRAINING not in run.data.tags:
-            store.describe(run, _recipe(result.params), code)
-            store.close_training(run.info.run_id, result.training_digest)
-
-
 def _find_or_create(store: Store, result: Result, tags: Mapping[str, str], code: Code) -> MlflowRun:
     finished = store.runs(RESULT, result.result_digest)
     if finished:
         return finished[0]
     trained = store.runs(TRAINING, result.training_digest)
-    unfinished = [run for run in trained if RESULT not in run.data.tags]
-    if unfinished:
-        return unfinished[0]
+    # One that `register` was killed over holds figures and files of its own result, never to be mixed with others.
+    fit = [
+        run
+        for run in trained
+        if RESULT not in run.data.tags and run.data.tags.get(COMPLETING, result.result_digest) == result.result_digest
+    ]
+    if fit:
+        return fit[0]
     tags = {**tags, TRAINING: result.training_digest}
     if trained:  # only evaluate or export changed: a finished run is never rewritten
         tags[HISTORY_FROM] = trained[0].info.run_id
@@ -457,8 +469,17 @@ def _recipe(params: Params) -> dict[str, str]:
     return flat_params(params, "data", "model", "train")
 
 
+def _close_superseded(store: Store, result: Result) -> None:
+    """No run of this training is RUNNING any more once it is recorded: what is left was cut short, or is a twin."""
+    for run in store.runs(TRAINING, result.training_digest):
+        if RESULT not in run.data.tags:
+            store.client.set_tag(run.info.run_id, _DESCRIPTION, "Cut short; another run holds this training, whole.")
+            store.client.set_terminated(run.info.run_id, "KILLED")
+
+
 def _complete(store: Store, run: MlflowRun, result: Result) -> None:
     run_id = run.info.run_id
+    store.client.set_tag(run_id, COMPLETING, result.result_digest)
     _log_points(store.client, run_id, _missing(store.client, run_id, history_points(result.history)))
     known = run.data.params
     params = flat_params(result.params, "kernel_check", "evaluate", "export")
@@ -547,7 +568,7 @@ def _facts(run: MlflowRun, version: ModelVersion, decision: Decision, result: Re
     """What the record adds to the model card."""
     run_id, tags, model = run.info.run_id, run.data.tags, f"models:/{version.name}/{version.version}"
     earlier = "" if version.run_id == run_id else f", registered by run `{version.run_id}` with the same weights"
-    changes = ", with the changes in `pipeline/changes.diff`" if tags.get("git.dirty") == "true" else ""
+    changes = f", with the changes in `{DIFF}`" if tags.get("git.dirty") == "true" else ""
     parity = ", ".join(f"{name} {difference:.1e}" for name, difference in result.export["parity"].items())
     facts = {
         "MLflow run": f"{run.info.run_name}, `{run_id}`",
@@ -628,18 +649,13 @@ def _version(store: Store, run: MlflowRun, result: Result) -> ModelVersion:
 
 def _decide(store: Store, version: ModelVersion, result: Result) -> Decision:
     """Decide about the version's alias, once, and note the evidence on it."""
-    if "decision" in version.tags:
-        return Decision(**json.loads(version.tags["decision"]))
-    candidate = pd.read_csv(PREDICTIONS)
-    while True:
-        champion = _champion(store, version.name)
-        decision = _compare(store, candidate, champion, result)
-        # Another machine may have decided in the meantime; within this workspace the lock prevents it.
-        if _version_number(_champion(store, version.name)) == _version_number(champion):
-            break
+    noted = Decision(**json.loads(version.tags["decision"])) if "decision" in version.tags else None
+    if noted and "decision.alias" in version.tags:
+        return noted
+    decision = _decision(store, version, noted, result)
     evidence = {name: value for name, value in asdict(decision).items() if value is not None}
-    for name, value in evidence.items():
-        store.client.set_model_version_tag(version.name, version.version, f"decision.{name}", str(value))
+    # Before the alias: who is killed after it must not find the version compared with itself.
+    store.client.set_model_version_tag(version.name, version.version, "decision", json.dumps(evidence))
     if decision.alias != "rejected":
         store.client.set_registered_model_alias(version.name, decision.alias, version.version)
     description = (
@@ -647,20 +663,35 @@ def _decide(store: Store, version: ModelVersion, result: Result) -> Decision:
         f"The whole model card is `{CARD_PAGE.as_posix()}` among the artifacts of the source run."
     )
     store.client.update_model_version(version.name, version.version, description)
-    # Last: a version without it has not been decided about, whatever else it carries.
-    store.client.set_model_version_tag(version.name, version.version, "decision", json.dumps(evidence))
+    # The alias last: a version without this tag has not been decided about, whatever else it carries.
+    for name in sorted(evidence, key="alias".__eq__):
+        store.client.set_model_version_tag(version.name, version.version, f"decision.{name}", str(evidence[name]))
     return decision
+
+
+def _decision(store: Store, version: ModelVersion, noted: Decision | None, result: Result) -> Decision:
+    """Compare with the champion; ``noted`` is what a process decided that was killed while it carried it out."""
+    candidate = read_predictions(PREDICTIONS)
+    while True:
+        champion = _champion(store, version.name)
+        if noted and _version_number(champion) == _version_number(version):
+            return noted
+        decision = _compare(store, candidate, champion, result)
+        # Another machine may have decided in the meantime; within this workspace the lock prevents it.
+        if _version_number(_champion(store, version.name)) == _version_number(champion):
+            return decision
 
 
 def _compare(store: Store, candidate: pd.DataFrame, champion: ModelVersion | None, result: Result) -> Decision:
     limits, gap = result.params.register_, result.evaluation["gap"]["accuracy"]
-    if champion is None:
-        return decide(candidate, gap, None, limits)
+    alone = decide(candidate, gap, None, limits)
+    if champion is None or alone.alias == "rejected":
+        return alone
     try:
         return decide(candidate, gap, _predictions(store, champion), limits)
     except ValueError as error:  # without evidence nobody is replaced
         reason = f"not compared with champion version {champion.version}: {error}"
-        return Decision("challenger", reason, float(result.evaluation["test"]["accuracy"]))
+        return Decision("challenger", reason, alone.accuracy)
 
 
 def _champion(store: Store, name: str) -> ModelVersion | None:
@@ -677,8 +708,8 @@ def _predictions(store: Store, champion: ModelVersion) -> pd.DataFrame:
     with tempfile.TemporaryDirectory() as folder:
         try:
             path = store.client.download_artifacts(str(champion.run_id), PREDICTIONS.as_posix(), folder)
-            return pd.read_csv(path)
-        except (MlflowException, OSError, pd.errors.ParserError, pd.errors.EmptyDataError):
+            return read_predictions(Path(path))
+        except (MlflowException, OSError, UserError):
             raise ValueError(
                 f"its {PREDICTIONS} are gone from run {champion.run_id}; to replace it, move the alias champion "
                 f"to a version of your choice in the MLflow UI"

@@ -135,12 +135,15 @@ def test_what_cannot_be_compared_is_one_line(two: Project, compare: Comparer, tm
     assert "cannot be written" in compare.refused(project, "workspace", "workspace", "--html", str(tmp_path))
 
     project.edit({"train.lr": 0.1})
-    assert "changed since train ran; `dvc repro` first" in compare.refused(project, "workspace", second.info.run_id)
+    assert "changed since evaluate ran; `dvc repro` first" in compare.refused(project, "workspace", second.info.run_id)
 
 
 def test_a_workspace_that_has_not_run_says_so(two: Project, compare: Comparer, tmp_path: Path) -> None:
     project = two.copy(tmp_path / "project")
     (project.path / "plots/predictions.csv").unlink()
     assert "plots/predictions.csv: not found; `dvc repro evaluate`" in compare.refused(project, "workspace", "champion")
+    for content in ("", "<<<<<<< ours\n", "- a list\n", "schema: '2.0'\n"):
+        (project.path / "dvc.lock").write_text(content)
+        assert "git checkout dvc.lock" in compare.refused(project, "workspace", "champion")
     (project.path / "dvc.lock").unlink()
     assert "has not run here yet" in compare.refused(project, "workspace", "champion")

@@ -145,10 +145,11 @@ def test_a_pipeline_killed_whole_goes_on_and_no_lock_of_the_dead_blocks_it(prist
         while "epoch 3/" not in process.stdout.readline():
             pass
         os.killpg(process.pid, signal.SIGKILL)
-    done = project.run("dvc", "repro")
+    done = project.run("dvc", "repro", DVC_EXP_NAME="taken-up")
     assert "going on after epoch" in done.stdout
     run = project.runs()[-1]
-    assert run.info.status == "FINISHED"
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "taken-up")
+    assert run.data.tags["dvc.experiment"] == "taken-up"
     assert project.steps(run, "loss/test") == list(range(1, 31))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pandas as pd
 import pytest
 from numpy.typing import NDArray
@@ -140,6 +141,20 @@ def test_each_bad_picture_is_one_line_and_the_others_are_answered(
     assert [answer["image"] for answer in json.loads(done.stdout)] == [str(written[3]), str(written[4])]
 
 
+def another_model(path: Path, kind: int, batch: str | int) -> Path:
+    """A model with the right classes that takes images of another type, or so many at a time alone."""
+    images = onnx.helper.make_tensor_value_info("images", kind, [batch, 1, 28, 28])
+    logits = onnx.helper.make_tensor_value_info("logits", kind, [batch, 10])
+    weights = onnx.helper.make_tensor("weights", kind, [784, 10], np.zeros(7840))
+    nodes = [
+        onnx.helper.make_node("Flatten", ["images"], ["flat"]),
+        onnx.helper.make_node("MatMul", ["flat", "weights"], ["logits"]),
+    ]
+    graph = onnx.helper.make_graph(nodes, "another", [images], [logits], [weights])
+    onnx.save(onnx.helper.make_model(graph, ir_version=10, opset_imports=[onnx.helper.make_opsetid("", 17)]), path)
+    return path
+
+
 def test_bad_models_are_one_line(finished: Project, written: list[Path], tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("This is no model.")
     (tmp_path / "packed.onnx").write_bytes(gzip.compress((finished.path / "models/lenet5.onnx").read_bytes()))
@@ -149,6 +164,8 @@ def test_bad_models_are_one_line(finished: Project, written: list[Path], tmp_pat
         tmp_path / "text.onnx": "not an ONNX model",
         tmp_path / "packed.onnx": "not an ONNX model",
         finished.path / "models/lenet5.pth": "not an ONNX model",
+        another_model(tmp_path / "double.onnx", onnx.TensorProto.DOUBLE, "batch"): "tensor(double)",
+        another_model(tmp_path / "eight.onnx", onnx.TensorProto.FLOAT, 8): "it must take (batch, 1, 28, 28) floats",
     }.items():
         done = predict(finished, written[0], "--model", model, check=False)
         assert (done.returncode, done.stdout) == (1, "")

@@ -149,6 +149,39 @@ def test_only_evidence_makes_a_new_champion(pipeline_copy: Project) -> None:
     alias, aliases = registered(9500)
     assert (alias, aliases["champion"]) == ("challenger", 6)
     assert "are gone from run" in pipeline_copy.json("registration")["reason"]
+    assert registered(200)[0] == "rejected"  # whoever it would have been compared with
+
+
+@pytest.mark.soak
+def test_a_registration_killed_over_its_decision_ends_it_as_it_was(pipeline_copy: Project) -> None:
+    client = pipeline_copy.mlflow()
+    as_if_trained(pipeline_copy, 9500)
+    pipeline_copy.stage("register")
+    before, version = pipeline_copy.json("registration"), client.get_model_version_by_alias(NAME, "champion")
+    for tag in version.tags:
+        if tag.startswith("decision."):
+            client.delete_model_version_tag(NAME, version.version, tag)
+    pipeline_copy.stage("register")
+    assert pipeline_copy.json("registration") == before
+    assert client.get_registered_model(NAME).aliases == {"champion": 2}
+    assert client.get_model_version(NAME, "2").tags == version.tags
+
+
+@pytest.mark.soak
+def test_a_half_recorded_result_is_not_mixed_with_the_next(pipeline_copy: Project) -> None:
+    client = pipeline_copy.mlflow()
+    (half,) = pipeline_copy.runs()
+    client.delete_tag(half.info.run_id, "result")
+    client.update_run(half.info.run_id, status="RUNNING")
+    evaluation = pipeline_copy.json("evaluation")
+    evaluation["calibration_error"] = 0.125
+    (pipeline_copy.path / "metrics/evaluation.json").write_text(json.dumps(evaluation))
+    pipeline_copy.stage("register")
+    cut, whole = pipeline_copy.runs()
+    assert (cut.info.run_id, cut.info.status, whole.info.status) == (half.info.run_id, "KILLED", "FINISHED")
+    assert whole.data.tags["history_from"] == half.info.run_id
+    assert whole.data.metrics["final/calibration_error"] == 0.125
+    assert cut.data.metrics["final/calibration_error"] != 0.125
 
 
 def test_the_champion_is_served_with_the_logits_onnxruntime_gives(finished: Project) -> None:

@@ -82,6 +82,7 @@ def test_figures_carry_their_interval_difference_and_which_is_better() -> None:
     assert (accuracy.difference, accuracy.better) == ("+25.00", 1)
     assert (rows["accuracy gap, points"].difference, rows["accuracy gap, points"].better) == ("-25.00", 1)
     assert (rows["test loss"].difference, rows["test loss"].better) == ("same", 0)
+    assert rows["train accuracy"].better == 0  # it says nothing of images the model has not seen
     assert rows["Bag"].second == "0.500"
     names = ("test accuracy", "Bag", "accuracy gap, points")
     worse = compared(measured("1100"), measured("1000")).figures

@@ -84,7 +84,8 @@ def test_a_record_that_is_none_is_a_problem_and_none_yet_is_not(workspace: Path)
 
 class Versioned(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        self.send_response(200 if self.path == "/version" else 401)
+        known = self.path == "/version" or self.headers["Authorization"] == "Bearer a-token"
+        self.send_response(200 if known else 401)
         self.send_header("Content-Length", "6")
         self.end_headers()
         self.wfile.write(b"3.17.2")
@@ -102,11 +103,14 @@ def test_a_server_that_answers_refuses_or_is_gone(monkeypatch: pytest.MonkeyPatc
         answering = only(doctor.check_store)
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://someone:secret@{address}/private")
         refusing = only(doctor.check_store)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{address}/private")
+        monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "a-token")
+        knowing = only(doctor.check_store)
         server.shutdown()
         thread.join()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{address}")
     gone = only(doctor.check_store)
-    assert (answering.level, refusing.level, gone.level) == ("ok", "note", "problem")
+    assert (answering.level, refusing.level, knowing.level, gone.level) == ("ok", "note", "ok", "problem")
     assert "MLflow 3.17.2" in answering.text
     assert "unset MLFLOW_TRACKING_URI" in gone.text
     assert "secret" not in refusing.text
@@ -181,6 +185,17 @@ def test_no_driver_is_a_problem_only_where_cuda_is_asked_for(monkeypatch: pytest
     finding = only(doctor.check_cuda)
     assert finding.level == "problem"
     assert "set it to auto" in finding.text
+
+
+def test_a_driver_without_a_gpu_is_a_problem_where_cuda_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_driver(monkeypatch, 13000, 0)
+    monkeypatch.setattr(doctor, "_device_wished", lambda: "cuda")
+    assert only(doctor.check_cuda).level == "problem"
+
+
+def test_without_the_package_that_asks_the_driver_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "find_spec", lambda _: None)
+    assert "nvidia-ml-py is missing" in only(doctor.check_cuda).text
 
 
 def test_programs_that_are_not_there_are_notes(monkeypatch: pytest.MonkeyPatch, workspace: Path) -> None:

@@ -2,12 +2,13 @@ import errno
 import json
 import os
 import stat
+import time
 from pathlib import Path
 
 import pytest
 
 from lenet5.errors import UserError
-from lenet5.files import atomic_path, digest, read_json, read_trusted, write_bytes, write_json
+from lenet5.files import atomic_path, digest, read_json, read_trusted, remove_old, write_bytes, write_json
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -54,6 +55,15 @@ def test_a_new_file_has_the_permissions_of_any_other_new_file(tmp_path: Path, ma
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == mode
+
+
+def test_files_nobody_has_written_for_long_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "old").touch()
+    (tmp_path / "new").touch()
+    os.utime(tmp_path / "old", times=(time.time() - 31 * 24 * 3600,) * 2)
+    remove_old(tmp_path)
+    assert contents(tmp_path) == {"new": b""}
+    remove_old(tmp_path / "not there yet")
 
 
 def test_folders_are_made_on_the_way(tmp_path: Path) -> None:

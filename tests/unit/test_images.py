@@ -69,6 +69,16 @@ def test_noise_and_a_background_that_is_not_quite_plain_do_not_matter(boot: Grey
     assert np.corrcoef(found.ravel(), boot.ravel())[0, 1] > 0.97
 
 
+@pytest.mark.parametrize(("background", "thing"), [(200, 255), (255, 200), (100, 20), (20, 100), (0, 255), (255, 0)])
+def test_a_thing_stands_out_whether_lighter_or_darker_than_what_it_lies_on(
+    boot: Grey, background: int, thing: int
+) -> None:
+    there = np.asarray(enlarged(boot)) > 0
+    found = decoded(Image.fromarray(np.where(there, thing, background).astype(np.uint8)))
+    assert np.corrcoef(found.ravel(), boot.ravel() > 0)[0, 1] > 0.99
+    assert found.max() > 50
+
+
 def test_a_photograph_taken_sideways_is_turned_upright(boot: Grey) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: show it rotated by 90 degrees

@@ -8,7 +8,7 @@ from lenet5.errors import UserError
 from lenet5.files import digest, write_bytes, write_json
 from lenet5.history import EpochRow, HistoryFile, read_history
 from lenet5.outs import CARD, EVALUATION, EXPORT, HISTORY, ONNX, PREDICTIONS, PROGRAM, TRAINING, WEIGHTS
-from lenet5.params import Params
+from lenet5.params import AugmentationParams, Params
 from lenet5.record import (
     SPEED,
     best_figures,
@@ -132,6 +132,9 @@ def test_params_are_named_as_on_the_command_line(params: Params) -> None:
 def test_a_run_is_named_by_its_recipe_or_by_dvcs_experiment(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DVC_EXP_NAME", raising=False)
     assert run_name(params) == "relu-avg-sgd-0.1-3ep-seed0"
+    moved = AugmentationParams(horizontal_flip=False, shift=2)
+    recipe = params.train.model_copy(update={"schedule": "onecycle", "augmentation": moved})
+    assert run_name(params.model_copy(update={"train": recipe})) == "relu-avg-sgd-0.1-onecycle-augmented-3ep-seed0"
     monkeypatch.setenv("DVC_EXP_NAME", "puffy-cat")
     assert run_name(params) == "puffy-cat"
 
