@@ -4,6 +4,8 @@ BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 READY := .venv/.ready
 # DVC runs `python` as it finds it: the virtual environment comes first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Of `mlflow ui` too; what a person has set stays.
+export MLFLOW_DISABLE_TELEMETRY ?= true
 
 .DEFAULT_GOAL := help
 .PHONY: help repro test soak bench record ui lint schema lock

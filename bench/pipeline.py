@@ -1,6 +1,5 @@
 """What surrounds training: DVC's start, its no-op, export, evaluation, checkpoints and the record."""
 
-import io
 import os
 import shutil
 import statistics
@@ -9,10 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-import torch
 import yaml
 
-from lenet5.checkpoint import EVERY_SECONDS
+from lenet5.checkpoint import EVERY_SECONDS, Checkpoint
 from lenet5.datasets import Splits
 from lenet5.engine import EngineChoice
 from lenet5.fashion_mnist import RAW_DIR
@@ -48,33 +46,38 @@ def measure_pipeline(folder: Path, repetitions: int) -> dict[str, float]:
     return {"dvc repro train, to the first step": first_step, **times}
 
 
-def checkpoint_share(params: Params, splits: Splits) -> float:
+def checkpoint_share(params: Params, splits: Splits, folder: Path) -> float:
     """The share of training that checkpoints take when there are 1,000 epochs of history."""
     model = make_model(params.model, 0, splits.train.labels.device)
     training = Training(model, splits, params.train, EngineChoice("eager", False, ""))
     training.rows = _rows()
+    checkpoint = Checkpoint(folder / "checkpoints", "bench")
     start = time.perf_counter()
     for _ in range(10):
-        torch.save(training.state_dict(), io.BytesIO())
+        checkpoint.save(training.state_dict())
     return (time.perf_counter() - start) / 10 / EVERY_SECONDS
 
 
-def record_seconds(params: Params, folder: Path) -> float:
-    """Seconds that MLflow takes for the curves of 1,000 epochs, in calls as large as MLflow allows."""
+def record_seconds(params: Params, folder: Path, epoch_seconds: float) -> float:
+    """Seconds that MLflow takes for the curves of 1,000 epochs, in the calls that training makes: at most one a second.
+
+    They are a thread's of its own, beside training.
+    """
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{(folder / 'bench.db').as_posix()}"
     os.environ["DVC_ROOT"] = str(folder)
     from lenet5 import tracking
 
     run = tracking.TrainingRun(tracking.connect(params), "bench", params, NO_CODE, {})
-    points = [point for row in _rows() for point in epoch_points(row, 1.0)]
+    rows, epochs_a_call = _rows(), max(1, round(1 / epoch_seconds))
     start = time.perf_counter()
-    run.log_points(points)
+    for first in range(0, EPOCHS, epochs_a_call):
+        run.log_points([point for row in rows[first : first + epochs_a_call] for point in epoch_points(row, 1.0)])
     return time.perf_counter() - start
 
 
-def away_share(params: Params, seconds: int) -> float:
-    """The share of one core's time that a training gives to a tracking server that does not answer."""
-    os.environ["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:9"
+def away_share(params: Params, seconds: int, port: int) -> float:
+    """The share of one core's time that a training gives to a tracking server at ``port`` that does not answer."""
+    os.environ["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{port}"
     from lenet5 import tracking
 
     start = time.process_time()

@@ -58,10 +58,17 @@ def draw_curves(path: Path, history: pd.DataFrame, chosen_epoch: int, onset: int
             _draw_measure(axes, history, measure, onset)
             _mark_epochs(axes, chosen_epoch, onset)
         figure.axes[0].set(title="loss", ylabel="cross-entropy (nats)")
-        figure.axes[0].set_ylim(0, 1.05 * figure.axes[0].dataLim.ymax)
+        figure.axes[0].set_ylim(0, 1.05 * float(np.nanmax(_later(history, "loss"))))
         figure.axes[1].set(title="accuracy", ylabel="images classified rightly")
+        figure.axes[1].set_ylim(float(np.nanmin(_later(history, "accuracy"))) - 0.01)
         figure.axes[1].yaxis.set_major_formatter(PercentFormatter(1))
         figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+
+
+def _later(history: pd.DataFrame, measure: str) -> Array:
+    """The curves without the first tenth, in which they move so far that no gap could be seen beside that."""
+    columns = [f"{name}_{measure}" for name in SPLIT_COLOURS]
+    return history.loc[history["epoch"] > len(history) / 10, columns].to_numpy(float)
 
 
 def _draw_measure(axes: Axes, history: pd.DataFrame, measure: str, onset: int | None) -> None:
@@ -107,7 +114,10 @@ def draw_confusion(path: Path, predictions: pd.DataFrame) -> None:
             if count:
                 colour = "white" if shares[row, column] > 0.3 else "black"
                 axes.text(column, row, f"{count}", ha="center", va="center", color=colour)
-        axes.set(title=f"confusion on the test images: {right:,} of {len(predictions):,} are right, on the diagonal")
+        axes.set(
+            title=f"confusion on the test images: {right:,} of {len(predictions):,} are right, on the diagonal\n"
+            "the darker, the larger the share of the true class"
+        )
         axes.set(xlabel="predicted class", ylabel="true class")
         axes.set_xticks(range(len(CLASSES)), CLASSES, rotation=40, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(len(CLASSES)), CLASSES)
@@ -130,7 +140,7 @@ def draw_classes(path: Path, classes: Mapping[str, Mapping[str, float]]) -> None
             bars = axes.barh(np.arange(len(names)) + offset, values, 0.25, label=meaning)
             axes.bar_label(bars, fmt="{:.1%}", padding=3, fontsize=7)
         axes.set_yticks(range(len(names)), names)
-        axes.set(title="how well each class is recognised in the test images", xlabel="share of images", xlim=(0, 1.05))
+        axes.set(title="how well each class is recognised in the test images", xlabel="score", xlim=(0, 1.05))
         axes.xaxis.set_major_formatter(PercentFormatter(1))
         axes.grid(visible=True, axis="x")
         figure.legend(loc="outside lower center", ncols=3, fontsize=9)
@@ -181,7 +191,7 @@ def draw_reliability(path: Path, table: pd.DataFrame, bins: int, error: float) -
         )
         upper.set(title=f"reliability on the test images: calibration error {error:.1%}", ylabel="accuracy")
         upper.set(xlim=(0, 1), ylim=(0, 1))
-        upper.legend(loc="upper left")
+        figure.legend(loc="outside lower center", fontsize=9)
         lower.bar(edges, table["share"], width, align="edge", edgecolor="white", color="0.6")
         lower.set(xlabel="confidence: the probability the model gives its answer", ylabel="share of images")
         for axis in (upper.yaxis, lower.yaxis, lower.xaxis):
@@ -195,7 +205,8 @@ def draw_feature_maps(
     """One image (28, 28), the C1 ``kernels`` (6, 5, 5), and the (maps, height, width) that each layer makes of it."""
     convolution, pool = f"convolution, then {activation}", f"{pooling} pooling over 2 x 2"
     rows = {name: f"{name}: {step}" for name, step in zip(maps, (convolution, pool) * 2, strict=True)}
-    with picture(path, 11, 7.6) as figure:
+    with picture(path, 11, 7.9) as figure:
+        figure.suptitle("what LeNet-5 makes of one image, layer by layer")
         top, bottom = np.asarray(figure.subfigures(2, 1, height_ratios=(2.5, 1)))
         left, right = top.subfigures(1, 2, width_ratios=(1, 3))
         _show_image(axes := left.subplots(), image)

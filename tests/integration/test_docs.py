@@ -7,6 +7,7 @@ and what is run in its place.
 
 import ast
 import functools
+import hashlib
 import re
 import shlex
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from itertools import pairwise, zip_longest
 from pathlib import Path
 
 import pytest
+import yaml
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
@@ -185,13 +187,23 @@ def test_links_and_pictures_lead_somewhere(path: Path) -> None:
             assert text in defined_names(there), f"{file} defines no {text}"
 
 
-def test_figures_in_the_tutorial_are_those_committed() -> None:
+@pytest.mark.parametrize("path", [README, CHINESE, TUTORIAL], ids=lambda path: path.name)
+def test_figures_in_the_text_are_those_committed(path: Path) -> None:
     measured = (REPOSITORY / "metrics/evaluation.json").read_text()
     rounded = {f"{float(number):.4f}" for number in re.findall(r": ([0-9.]+)", measured)}
-    prose = [token.content for token in parse(TUTORIAL) if token.type == "inline"]
+    prose = [token.content for token in parse(path) if token.type == "inline"]
     quoted = set(re.findall(r"\b0\.\d{4}\b", " ".join(prose)))
     assert len(quoted) >= 3
     assert quoted <= rounded
+
+
+def test_pictures_in_the_text_are_those_of_the_committed_run() -> None:
+    stages = yaml.safe_load((REPOSITORY / "dvc.lock").read_text())["stages"].values()
+    outs = {Path(out["path"]).name: out["md5"] for stage in stages for out in stage["outs"] if "plots" in out["path"]}
+    shown = {path.name: path for path in (REPOSITORY / "docs/img").glob("*.png") if path.name in outs}
+    assert len(shown) >= 8
+    for name, path in shown.items():
+        assert hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() == outs[name], name
 
 
 def test_snippets_print_what_the_tutorial_says(finished: Project) -> None:

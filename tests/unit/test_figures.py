@@ -102,6 +102,18 @@ def test_the_curves_mark_the_chosen_epoch_and_the_onset_of_overfitting(
     assert marked == lines * 2  # in the loss, and in the accuracy
 
 
+def test_the_first_epochs_do_not_flatten_the_gap_of_the_later_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[float] = []
+    set_ylim = Axes.set_ylim
+    monkeypatch.setattr(Axes, "set_ylim", lambda axes, *to, **how: (limits.extend(to), set_ylim(axes, *to, **how))[1])
+    figures.draw_curves(tmp_path / "curves.png", history(60), 14, 14)
+    highest = 2 / 60 + 0.01 * 60  # not the 2.1 of epoch 1
+    for limit in (0, 1.05 * highest, 1 - highest / 3 - 0.01):
+        assert pytest.approx(limit) in limits
+
+
 def test_the_sheet_of_mistakes_shows_the_surest_ones(tmp_path: Path) -> None:
     def sheet(table: pd.DataFrame) -> bytes:
         figures.draw_mistakes(tmp_path / "sheet.png", table, IMAGES)
