@@ -37,8 +37,16 @@ def read_code() -> Code:
         commit=commit,
         branch=_git("rev-parse", "--abbrev-ref", "HEAD"),
         remote=without_credentials(_git("config", "--get", "remote.origin.url")),
-        diff=_git("diff", *_PLAIN, commit, "--", ".", ":(exclude)dvc.lock", ":(exclude)metrics") if commit else "",
+        diff=_diff(commit) if commit else "",
     )
+
+
+def _diff(commit: str) -> str:
+    """What the working tree changes of ``commit``, new files of code with it that git has not been told of yet."""
+    changed = _git("diff", *_PLAIN, commit, "--", ".", ":(exclude)dvc.lock", ":(exclude)metrics")
+    new = _git("ls-files", "--others", "--exclude-standard", "--", "src", "stages").splitlines()
+    added = [_git("diff", *_PLAIN, "--no-index", "--", os.devnull, path) for path in new]
+    return "\n".join(filter(None, [changed, *added]))
 
 
 def without_credentials(url: str) -> str:
@@ -88,4 +96,5 @@ def _git(*arguments: str) -> str:
         done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False, errors="replace")
     except FileNotFoundError:
         return ""
-    return done.stdout.removesuffix("\n") if done.returncode == 0 else ""
+    # 1 is no failure: `diff --no-index` says with it that there is a difference.
+    return done.stdout.removesuffix("\n") if done.returncode in (0, 1) else ""

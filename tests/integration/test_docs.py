@@ -75,6 +75,7 @@ INSTEAD = {
         "python -m lenet5.reproduce --help",
         test="test_tracking.py::test_a_recorded_result_is_reproduced_byte_for_byte",
     ),
+    "dvc exp run -n accurate": Instead("it trains 80 epochs", "{command} -S train.epochs=1"),
     "python -m lenet5.seeds --count 10": Instead("README has it with fewer seeds", "python -m lenet5.seeds --help"),
     "export MLFLOW_TRACKING_URI=https://mlflow.example.org": Instead(
         "no server has this name",

@@ -90,6 +90,22 @@ def test_the_diff_of_a_changed_tree_brings_the_change_back(repository: Path, sta
     assert (repository / "code.py").read_text() == changed
 
 
+def test_new_code_that_git_does_not_know_yet_is_in_the_diff(repository: Path) -> None:
+    (repository / "code.py").write_text("changed\n")
+    (repository / "src").mkdir()
+    for name, content in {"new.py": "a = 1\n", "another one.py": "b = 2"}.items():
+        (repository / "src" / name).write_text(content)
+    (repository / "notes.txt").write_text("no code\n")
+    code = read_code()
+    git("reset", "--quiet", "--hard", code.commit)
+    git("clean", "--quiet", "--force", "-d")
+    git("apply", "--whitespace=nowarn", "-", stdin=code.diff + "\n")
+    assert (repository / "code.py").read_text() == "changed\n"
+    assert (repository / "src/new.py").read_text() == "a = 1\n"
+    assert (repository / "src/another one.py").read_text() == "b = 2"
+    assert not (repository / "notes.txt").exists()
+
+
 def test_what_the_pipeline_itself_writes_is_no_change_of_the_code(repository: Path) -> None:
     (repository / "dvc.lock").write_text("changed\n")
     (repository / "metrics/test.json").write_text("changed\n")
