@@ -19,7 +19,7 @@ def main(params: Params) -> None:
     code, result, attempts = read_code(), read_result(params), main_workspace() / ATTEMPTS
     attempt = attempt_at(attempts, result.training_digest)
     store = tracking.connect(params)
-    if attempt and tracking.catch_up(store, result, attempt, code):
+    if attempt and tracking.catch_up(store, attempt, result.training_digest):
         forget(attempts, result.training_digest)
     entry = tracking.record(store, result, lineage_tags(code), code)
     write_json(REGISTRATION, entry)

@@ -42,8 +42,6 @@ def main(params: Params) -> None:
     tags = lineage_tags(code) | {"device": device.type}
     key = result_key(params, PIPELINE_FILE, device, engine)
     checkpoints, attempts = main_workspace() / CHECKPOINTS, main_workspace() / ATTEMPTS
-    for folder in (checkpoints, attempts):
-        remove_old(folder)
     checkpoint = Checkpoint(checkpoints, key)
     if state := checkpoint.load():
         training.load_state_dict(state)
@@ -65,6 +63,8 @@ def main(params: Params) -> None:
         attempt.finished(training_digest)
         stream.finish(training_digest)
         checkpoint.remove()
+    for folder in (checkpoints, attempts):  # last: this training may have been one of those that nobody took up
+        remove_old(folder)
 
 
 def write(training: Training) -> None:

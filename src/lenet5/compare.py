@@ -31,7 +31,11 @@ _DIFFERENCE = f"{SECOND} - {FIRST}"
 WORKSPACE, CHAMPION = "workspace", "champion"
 
 _RECORDED = ("kernel_check", "data", "model", "train", "evaluate", "export")
-_OF_STAGE = {"evaluate": ("data", "model", "train", "evaluate"), "export": ("model", "export")}
+_OF_STAGE = {
+    "kernel_check": ("kernel_check",),
+    "evaluate": ("data", "model", "train", "evaluate"),
+    "export": ("model", "export"),
+}
 
 
 class Kind(NamedTuple):

@@ -271,12 +271,13 @@ def _server(uri: str, shown: str) -> Finding:
 
 
 def _credentials() -> dict[str, Any]:
-    """What MLflow's client sends, as keyword arguments of requests."""
+    """Those of the environment, in the order in which MLflow's client takes them, as arguments of requests."""
     asked = os.environ.get
-    if token := asked("MLFLOW_TRACKING_TOKEN"):
-        return {"headers": {"Authorization": f"Bearer {token}"}}
     user, password = asked("MLFLOW_TRACKING_USERNAME"), asked("MLFLOW_TRACKING_PASSWORD")
-    return {"auth": (user, password)} if user and password else {}
+    if user and password:
+        return {"auth": (user, password)}
+    token = asked("MLFLOW_TRACKING_TOKEN")
+    return {"headers": {"Authorization": f"Bearer {token}"}} if token else {}
 
 
 def _database(uri: str, file: Path) -> Finding:

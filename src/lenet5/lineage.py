@@ -44,8 +44,8 @@ def read_code() -> Code:
 def _diff(commit: str) -> str:
     """What the working tree changes of ``commit``, new files of code with it that git has not been told of yet."""
     changed = _git("diff", *_PLAIN, commit, "--", ".", ":(exclude)dvc.lock", ":(exclude)metrics")
-    new = _git("ls-files", "--others", "--exclude-standard", "--", "src", "stages").splitlines()
-    added = [_git("diff", *_PLAIN, "--no-index", "--", os.devnull, path) for path in new]
+    new = _git("ls-files", "-z", "--others", "--exclude-standard", "--", "src", "stages").split("\0")[:-1]
+    added = [_git("diff", *_PLAIN, "--no-index", "--", os.devnull, path, differs=1) for path in new]
     return "\n".join(filter(None, [changed, *added]))
 
 
@@ -91,10 +91,11 @@ def _user() -> str:
         return ""
 
 
-def _git(*arguments: str) -> str:
+def _git(*arguments: str, differs: int = 0) -> str:
+    """What git prints, its line ends as they are; nothing where its exit status is neither 0 nor ``differs``."""
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False, errors="replace")
+        done = subprocess.run(["git", *arguments], capture_output=True, check=False)
     except FileNotFoundError:
         return ""
-    # 1 is no failure: `diff --no-index` says with it that there is a difference.
-    return done.stdout.removesuffix("\n") if done.returncode in (0, 1) else ""
+    printed = done.stdout.decode(errors="replace").removesuffix("\n")
+    return printed if done.returncode in (0, differs) else ""

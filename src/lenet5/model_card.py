@@ -169,8 +169,8 @@ def _data(params: Params) -> str:
         "photographs of a shop, 7,000 of each class.",
         f"- Training: {TRAINING_IMAGES - held_out:,} images\n"
         f"- Validation: {validation if held_out else 'none are held out'}\n"
-        f"- Test: {TEST_IMAGES:,} images, which decide nothing about this model; a later one is compared with it on "
-        "them before it becomes champion\n"
+        f"- Test: {TEST_IMAGES:,} images, which had no part in making it; whether it becomes champion is decided on "
+        "them\n"
         f"- Digest of the four files' SHA-256: `{data_digest()}`",
         _picture(SAMPLES, "Training images of each class"),
     )

@@ -28,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m lenet5.reproduce", description="Repeat a recorded result.")
     parser.add_argument("result", help="an MLflow run id, or models:/NAME@ALIAS, or models:/NAME/VERSION")
     arguments = parser.parse_args()
-    with one_line_errors("reproduce", "nothing was recorded; call it again"), tempfile.TemporaryDirectory() as folder:
+    with one_line_errors("reproduce", "call it again"), tempfile.TemporaryDirectory() as folder:
         recorded = fetch(arguments.result, Path(folder))
         worktree = Path(tempfile.mkdtemp(prefix=f"lenet5-{recorded.run_id[:8]}-"))
         restore(recorded, worktree)

@@ -61,7 +61,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main() -> None:
     """Read the command line, train, record, and show."""
-    with one_line_errors("seeds", "nothing was recorded; call it again"):
+    with one_line_errors("seeds", "call it again"):
         parser = _Parser(prog="python -m lenet5.seeds", description="Train the current params from several seeds.")
         parser.add_argument("--count", type=int, required=True, help="how many: train.seed, train.seed + 1, ...")
         count = parser.parse_args().count

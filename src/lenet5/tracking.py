@@ -144,7 +144,8 @@ class TrainingRun:
     def finish(self, training_digest: str) -> None:
         """As ``Store.close_training``."""
         self._stop_monitor()
-        self._store.close_training(self.run_id, training_digest)
+        with self._store.exclusive():
+            self._store.close_training(self.run_id, training_digest)
 
     def fail(self, reason: str, killed: bool) -> None:
         """Close the run as FAILED, or KILLED, with the reason as a tag and in its description."""
@@ -180,8 +181,8 @@ def fetch(reference: str, folder: Path) -> Recorded:
     uri = store_uri()
     client = _reader(uri)
     with user_errors(uri):
-        run_id = _run_of_model(client, reference) if reference.startswith("models:/") else reference
-        run = client.get_run(run_id)
+        run = _run_of_model(client, reference) if reference.startswith("models:/") else client.get_run(reference)
+        run_id = run.info.run_id
         if RESULT not in run.data.tags:
             raise UserError(f"run {run_id} is not a complete result; `dvc repro` completes its own")
         dirty = run.data.tags.get("git.dirty") == "true"
@@ -205,7 +206,7 @@ def fetch_measured(reference: str, params: Params, folder: Path) -> Measured:
     client = _reader(uri)
     with user_errors(uri, then=f" ({reference}); `mlflow ui` shows what there is"):
         if reference.startswith("models:/"):
-            run = client.get_run(_run_of_model(client, reference))
+            run = _run_of_model(client, reference)
         elif re.fullmatch("[0-9a-f]{32}", reference):
             run = client.get_run(reference)
         else:
@@ -294,12 +295,20 @@ def scoring_app(folder: Path) -> FastAPI:
     return app
 
 
-def _run_of_model(client: MlflowClient, reference: str) -> str:
+def _run_of_model(client: MlflowClient, reference: str) -> MlflowRun:
+    """The run of a model version; where `register` was killed over that and another took its place, that other."""
     name, at, alias = reference.removeprefix("models:/").partition("@")
     if at:
-        return str(client.get_model_version_by_alias(name, alias).run_id)
-    name, _, number = name.partition("/")
-    return str(client.get_model_version(name, number).run_id)
+        version = client.get_model_version_by_alias(name, alias)
+    else:
+        name, _, number = name.partition("/")
+        version = client.get_model_version(name, number)
+    run = client.get_run(str(version.run_id))
+    if RESULT in run.data.tags or TRAINING not in run.data.tags:
+        return run
+    same_training = f"tags.`{TRAINING}` = '{run.data.tags[TRAINING]}'"
+    others = client.search_runs([run.info.experiment_id], same_training, order_by=["start_time ASC"])
+    return next((other for other in others if RESULT in other.data.tags), run)
 
 
 def connect(params: Params) -> Store:
@@ -372,7 +381,7 @@ def user_errors(uri: str, then: str = "; then `dvc repro` goes on") -> Iterator[
         raise UserError(f"MLflow at {without_credentials(uri)}: {_advice(str(error))}{then}") from error
 
 
-def catch_up(store: Store, result: Result, attempt: str, code: Code) -> bool:
+def catch_up(store: Store, attempt: str, training_digest: str) -> bool:
     """Let the store know how ``attempt`` ended, where it did not hear that from training itself.
 
     Returns whether the store knows of that attempt.
@@ -380,10 +389,8 @@ def catch_up(store: Store, result: Result, attempt: str, code: Code) -> bool:
     with user_errors(store.uri), store.exclusive():
         runs = store.runs(ATTEMPT, attempt)
         for run in runs:
-            if not run.data.params:  # the process that opened it was killed before it came to that
-                store.describe(run, _recipe(result.params), code)
             if TRAINING not in run.data.tags:
-                store.close_training(run.info.run_id, result.training_digest)
+                store.close_training(run.info.run_id, training_digest)
         return bool(runs)
 
 
@@ -396,6 +403,9 @@ def record(store: Store, result: Result, tags: Mapping[str, str], code: Code) ->
         run = _find_or_create(store, result, tags, code)
         complete = RESULT in run.data.tags
         if not complete:
+            if not run.data.params:  # the process that opened it was killed before it came to that
+                store.describe(run, _recipe(result.params), code)
+            _rename(store, run, result.params, tags)
             _complete(store, run, result)
         version = _version(store, run, result)
         decision = _decide(store, version, result)
@@ -403,7 +413,7 @@ def record(store: Store, result: Result, tags: Mapping[str, str], code: Code) ->
             _log_card(store.client, run, version, decision, result)
             store.client.set_tag(run.info.run_id, RESULT, result.result_digest)
             store.client.set_terminated(run.info.run_id, "FINISHED")
-            _close_superseded(store, result)
+        _close_superseded(store, result)
         return {
             "run_id": run.info.run_id,
             "run_name": run.info.run_name,
@@ -469,11 +479,19 @@ def _recipe(params: Params) -> dict[str, str]:
     return flat_params(params, "data", "model", "train")
 
 
+def _rename(store: Store, run: MlflowRun, params: Params, tags: Mapping[str, str]) -> None:
+    """Call the run as the experiment that completes it; training may have been an earlier one's."""
+    completes = {name: tags[name] for name in ("digest.params", *EXPERIMENT_TAGS) if name in tags}
+    if EXPERIMENT_TAGS.keys() <= completes.keys():
+        store.client.log_batch(run.info.run_id, tags=[RunTag(name, value) for name, value in completes.items()])
+        store.client.update_run(run.info.run_id, name=run_name(params))
+
+
 def _close_superseded(store: Store, result: Result) -> None:
     """No run of this training is RUNNING any more once it is recorded: what is left was cut short, or is a twin."""
     for run in store.runs(TRAINING, result.training_digest):
         if RESULT not in run.data.tags:
-            store.client.set_tag(run.info.run_id, _DESCRIPTION, "Cut short; another run holds this training, whole.")
+            store.client.set_tag(run.info.run_id, _DESCRIPTION, "Another run holds this training, whole.")
             store.client.set_terminated(run.info.run_id, "KILLED")
 
 

@@ -114,6 +114,7 @@ def test_a_killed_stage_leaves_no_half_file_and_works_the_next_time(
     assert digests(project, *unchanged) == digests(pristine, *unchanged)
     (run,) = project.runs()
     assert run.info.status == "FINISHED"
+    assert run.data.params == pristine.runs()[0].data.params
     assert project.steps(run, "loss/test") == [1, 2]
 
 

@@ -182,6 +182,9 @@ def test_a_half_recorded_result_is_not_mixed_with_the_next(pipeline_copy: Projec
     assert whole.data.tags["history_from"] == half.info.run_id
     assert whole.data.metrics["final/calibration_error"] == 0.125
     assert cut.data.metrics["final/calibration_error"] != 0.125
+    # The version is of the run that was cut short; who asks for it gets the whole one.
+    compared = pipeline_copy.run("lenet5", "compare", f"models:/{NAME}/1", whole.info.run_id)
+    assert "Neither is better" in compared.stdout
 
 
 def test_the_champion_is_served_with_the_logits_onnxruntime_gives(finished: Project) -> None:

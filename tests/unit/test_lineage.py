@@ -93,16 +93,16 @@ def test_the_diff_of_a_changed_tree_brings_the_change_back(repository: Path, sta
 def test_new_code_that_git_does_not_know_yet_is_in_the_diff(repository: Path) -> None:
     (repository / "code.py").write_text("changed\n")
     (repository / "src").mkdir()
-    for name, content in {"new.py": "a = 1\n", "another one.py": "b = 2"}.items():
-        (repository / "src" / name).write_text(content)
+    for name, content in {"new.py": "a = 1\r\n", "größer als 1.py": "b = 2"}.items():
+        (repository / "src" / name).write_bytes(content.encode())
     (repository / "notes.txt").write_text("no code\n")
     code = read_code()
     git("reset", "--quiet", "--hard", code.commit)
     git("clean", "--quiet", "--force", "-d")
     git("apply", "--whitespace=nowarn", "-", stdin=code.diff + "\n")
     assert (repository / "code.py").read_text() == "changed\n"
-    assert (repository / "src/new.py").read_text() == "a = 1\n"
-    assert (repository / "src/another one.py").read_text() == "b = 2"
+    assert (repository / "src/new.py").read_bytes() == b"a = 1\r\n"
+    assert (repository / "src/größer als 1.py").read_text() == "b = 2"
     assert not (repository / "notes.txt").exists()
 
 
