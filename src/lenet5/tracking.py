@@ -411,8 +411,9 @@ def record(store: Store, result: Result, tags: Mapping[str, str], code: Code) ->
         decision = _decide(store, version, result)
         if not complete:
             _log_card(store.client, run, version, decision, result)
-            store.client.set_tag(run.info.run_id, RESULT, result.result_digest)
             store.client.set_terminated(run.info.run_id, "FINISHED")
+            store.client.set_tag(run.info.run_id, RESULT, result.result_digest)
+            store.client.delete_tag(run.info.run_id, COMPLETING)
         _close_superseded(store, result)
         return {
             "run_id": run.info.run_id,

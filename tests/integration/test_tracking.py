@@ -171,6 +171,7 @@ def test_a_registration_killed_over_its_decision_ends_it_as_it_was(pipeline_copy
 def test_a_half_recorded_result_is_not_mixed_with_the_next(pipeline_copy: Project) -> None:
     client = pipeline_copy.mlflow()
     (half,) = pipeline_copy.runs()
+    client.set_tag(half.info.run_id, "completing", half.data.tags["result"])
     client.delete_tag(half.info.run_id, "result")
     client.update_run(half.info.run_id, status="RUNNING")
     evaluation = pipeline_copy.json("evaluation")
