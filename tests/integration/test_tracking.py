@@ -80,6 +80,13 @@ def test_a_run_says_where_it_comes_from(finished: Project) -> None:
     assert artifacts == {"pipeline/params.yaml", "pipeline/dvc.yaml", "pipeline/dvc.lock"}
 
 
+@pytest.mark.parametrize(("chosen", "off"), [([], True), (["MLFLOW_DISABLE_TELEMETRY=false"], False)])
+def test_telemetry_is_off_unless_a_person_turns_it_on(finished: Project, chosen: list[str], off: bool) -> None:
+    asks = "import lenet5.tracking, mlflow.environment_variables as e; print(e.MLFLOW_DISABLE_TELEMETRY.get())"
+    done = finished.run("env", "--unset=MLFLOW_DISABLE_TELEMETRY", *chosen, "python", "-c", asks)
+    assert done.stdout == f"{off}\n"
+
+
 def test_a_wiped_record_is_rebuilt_from_the_outs(pristine: Project, pipeline_copy: Project) -> None:
     (before,) = pristine.runs()
     (pipeline_copy.path / "mlflow.db").unlink()
