@@ -194,9 +194,9 @@ def _read_workspace(params: Params) -> Measured:
     """The outs as they lie here. Raises UserError where they are missing, or of other params than params.yaml's."""
     if not LOCK_FILE.is_file():
         raise UserError(f"{WORKSPACE}: the pipeline has not run here yet; `dvc repro`")
-    now = params.model_dump(by_alias=True)
+    ran, now = _params_of_stages(), params.model_dump(by_alias=True)
     for stage, sections in _OF_STAGE.items():
-        used = _params_of(stage)
+        used = ran.get(stage, {})
         if any(used.get(section) != now[section] for section in sections):
             raise UserError(f"{WORKSPACE}: {PARAMS_FILE} has changed since {stage} ran; `dvc repro` first")
     return Measured(
@@ -208,14 +208,13 @@ def _read_workspace(params: Params) -> Measured:
     )
 
 
-def _params_of(stage: str) -> Mapping[str, Any]:
-    """The params that ``stage`` last ran with, none where it did not. Raises UserError where dvc.lock is broken."""
+def _params_of_stages() -> dict[str, Mapping[str, Any]]:
+    """The params that each stage last ran with. Raises UserError where dvc.lock is broken."""
     try:
-        lock = yaml.safe_load(LOCK_FILE.read_bytes())
-        used: Mapping[str, Any] = lock["stages"].get(stage, {}).get("params", {}).get(str(PARAMS_FILE), {})
+        stages = yaml.safe_load(LOCK_FILE.read_bytes())["stages"]
+        return {name: stage.get("params", {}).get(str(PARAMS_FILE), {}) for name, stage in stages.items()}
     except (yaml.YAMLError, TypeError, KeyError, AttributeError):
         raise UserError(f"{LOCK_FILE}: not a file DVC wrote; `git checkout {LOCK_FILE}`, then `dvc repro`") from None
-    return used
 
 
 def _row(name: str, path: Sequence[str], kind: Kind, first: Mapping[str, Any], second: Mapping[str, Any]) -> Row:

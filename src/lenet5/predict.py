@@ -63,9 +63,9 @@ def load_session(model: bytes, name: str) -> onnxruntime.InferenceSession:
         raise UserError(f"{name}: not an ONNX model that can be used ({error}); --model takes another") from None
     nodes = (*session.get_inputs(), *session.get_outputs())
     kinds = [(node.type, node.shape[1:]) for node in nodes]
-    fits = kinds == [("tensor(float)", [1, IMAGE_SIZE, IMAGE_SIZE]), ("tensor(float)", [len(CLASSES)])]
-    batch = nodes[0].shape[0] if fits else 0
-    if isinstance(batch, int) and batch != 1:  # of any size, it has a name or none
+    wanted = [("tensor(float)", [1, IMAGE_SIZE, IMAGE_SIZE]), ("tensor(float)", [len(CLASSES)])]
+    # A batch of any size has a name or none in place of a number.
+    if kinds != wanted or (isinstance(nodes[0].shape[0], int) and nodes[0].shape[0] != 1):
         raise UserError(
             f"{name}: a model of another kind; it must take (batch, 1, 28, 28) floats and give (batch, 10), "
             f"not {[(node.type, node.shape) for node in nodes]}"

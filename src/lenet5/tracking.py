@@ -82,8 +82,7 @@ class Store:
 
     def runs(self, tag: str, value: str) -> list[MlflowRun]:
         """The runs that carry ``tag``, oldest first."""
-        found = self.client.search_runs([self.experiment_id], f"tags.`{tag}` = '{value}'", order_by=["start_time ASC"])
-        return list(found)
+        return _tagged(self.client, self.experiment_id, tag, value)
 
     def create_run(self, name: str, tags: Mapping[str, str], params: Mapping[str, str], code: Code) -> MlflowRun:
         """Open a run."""
@@ -110,6 +109,11 @@ class Store:
         """Keep other processes of this workspace out; a killed process holds nothing."""
         with _lock(self.root):
             yield
+
+
+def _tagged(client: MlflowClient, experiment_id: str, tag: str, value: str) -> list[MlflowRun]:
+    """The runs that carry ``tag``, oldest first."""
+    return list(client.search_runs([experiment_id], f"tags.`{tag}` = '{value}'", order_by=["start_time ASC"]))
 
 
 class TrainingRun:
@@ -306,8 +310,7 @@ def _run_of_model(client: MlflowClient, reference: str) -> MlflowRun:
     run = client.get_run(str(version.run_id))
     if RESULT in run.data.tags or TRAINING not in run.data.tags:
         return run
-    same_training = f"tags.`{TRAINING}` = '{run.data.tags[TRAINING]}'"
-    others = client.search_runs([run.info.experiment_id], same_training, order_by=["start_time ASC"])
+    others = _tagged(client, run.info.experiment_id, TRAINING, run.data.tags[TRAINING])
     return next((other for other in others if RESULT in other.data.tags), run)
 
 
@@ -403,8 +406,6 @@ def record(store: Store, result: Result, tags: Mapping[str, str], code: Code) ->
         run = _find_or_create(store, result, tags, code)
         complete = RESULT in run.data.tags
         if not complete:
-            if not run.data.params:  # the process that opened it was killed before it came to that
-                store.describe(run, _recipe(result.params), code)
             _rename(store, run, result.params, tags)
             _complete(store, run, result)
         version = _version(store, run, result)
@@ -465,6 +466,8 @@ def _find_or_create(store: Store, result: Result, tags: Mapping[str, str], code:
         if RESULT not in run.data.tags and run.data.tags.get(COMPLETING, result.result_digest) == result.result_digest
     ]
     if fit:
+        if not fit[0].data.params:  # the process that opened it was killed before it came to that
+            store.describe(fit[0], _recipe(result.params), code)
         return fit[0]
     tags = {**tags, TRAINING: result.training_digest}
     if trained:  # only evaluate or export changed: a finished run is never rewritten
@@ -483,7 +486,7 @@ def _recipe(params: Params) -> dict[str, str]:
 def _rename(store: Store, run: MlflowRun, params: Params, tags: Mapping[str, str]) -> None:
     """Call the run as the experiment that completes it; training may have been an earlier one's."""
     completes = {name: tags[name] for name in ("digest.params", *EXPERIMENT_TAGS) if name in tags}
-    if EXPERIMENT_TAGS.keys() <= completes.keys():
+    if EXPERIMENT_TAGS.keys() <= completes.keys() and not completes.items() <= run.data.tags.items():
         store.client.log_batch(run.info.run_id, tags=[RunTag(name, value) for name, value in completes.items()])
         store.client.update_run(run.info.run_id, name=run_name(params))
 
@@ -491,7 +494,7 @@ def _rename(store: Store, run: MlflowRun, params: Params, tags: Mapping[str, str
 def _close_superseded(store: Store, result: Result) -> None:
     """No run of this training is RUNNING any more once it is recorded: what is left was cut short, or is a twin."""
     for run in store.runs(TRAINING, result.training_digest):
-        if RESULT not in run.data.tags:
+        if RESULT not in run.data.tags and run.info.status != "KILLED":  # once: a second time would move its end
             store.client.set_tag(run.info.run_id, _DESCRIPTION, "Another run holds this training, whole.")
             store.client.set_terminated(run.info.run_id, "KILLED")
 
