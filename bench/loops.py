@@ -11,8 +11,10 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import FashionMNIST
 from torchvision.transforms import ToTensor
 
+from lenet5 import lanes
+from lenet5.compiler import compiler_found
 from lenet5.datasets import Splits
-from lenet5.engine import Engine, EngineChoice, compiler_found
+from lenet5.engine import Engine, EngineChoice
 from lenet5.params import Params
 from lenet5.recipe import draw_plan, make_optimizer
 from lenet5.training import make_model
@@ -106,10 +108,13 @@ def all_loops(params: Params, splits: Splits, data: Path) -> dict[str, Epoch]:
         "tutorial": tutorial_epoch(data, device, workers=0),
         "tutorial, 2 workers": tutorial_epoch(data, device, workers=2),
         "PyTorch Lightning": lightning_epoch(data, device),
-        "ours, eager": engine(EngineChoice("eager", False, "")),
+        "ours, eager": engine(EngineChoice("eager", False, False, "")),
     }
     if compiler_found():
-        loops["ours, compiled"] = engine(EngineChoice("compiled", True, ""))
+        loops["ours, compiled"] = engine(EngineChoice("compiled", True, False, ""))
     if device.type == "cuda":
-        loops["ours, graph"] = engine(EngineChoice("graph", compiler_found(), ""))
+        loops["ours, graph"] = engine(EngineChoice("graph", compiler_found(), False, ""))
+    elif lanes.library():
+        loops["ours, eager, in lanes"] = engine(EngineChoice("eager", False, True, ""))
+        loops["ours, compiled, in lanes"] = engine(EngineChoice("compiled", True, True, ""))
     return loops

@@ -49,7 +49,7 @@ def measure_pipeline(folder: Path, repetitions: int) -> dict[str, float]:
 def checkpoint_share(params: Params, splits: Splits, folder: Path) -> float:
     """The share of training that checkpoints take when there are 1,000 epochs of history."""
     model = make_model(params.model, 0, splits.train.labels.device)
-    training = Training(model, splits, params.train, EngineChoice("eager", False, ""))
+    training = Training(model, splits, params.train, EngineChoice("eager", False, False, ""))
     training.rows = _rows()
     checkpoint = Checkpoint(folder / "checkpoints", "bench")
     start = time.perf_counter()

@@ -53,11 +53,15 @@ class TableConv2d(nn.Module):
         nn.init.uniform_(self.weight, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Cross-correlate with the kernels laid out among zeros."""
+        """Cross-correlate with ``kernels()``."""
+        return F.conv2d(x, self.kernels(), self.bias)
+
+    def kernels(self) -> Tensor:
+        """The kernels laid out among zeros, (len(table), in, K, K)."""
         kernel = self.weight.shape[-1]
         dense = self.weight.new_zeros(len(self.bias) * self.in_channels, kernel, kernel)
         dense = dense.index_copy(0, self.rows, self.weight)
-        return F.conv2d(x, dense.view(len(self.bias), self.in_channels, kernel, kernel), self.bias)
+        return dense.view(len(self.bias), self.in_channels, kernel, kernel)
 
 
 class LeNet5(nn.Module):
@@ -88,7 +92,15 @@ class LeNet5(nn.Module):
         """Logits, one row an image."""
         x = self.s2(self.activation(self.c1(x)))
         x = self.s4(self.activation(self.c3(x)))
-        x = self.dropout(self.activation(self.c5(x.flatten(1))))
+        return self.classify(x.flatten(1))
+
+    def c3_kernels(self) -> Tensor:
+        """What C3 correlates S2's maps with, (16, 6, 5, 5)."""
+        return self.c3.kernels() if isinstance(self.c3, TableConv2d) else self.c3.weight
+
+    def classify(self, x: Tensor) -> Tensor:
+        """C5, F6 and the output layer: (B, 400), the values of S4, -> (B, 10) logits."""
+        x = self.dropout(self.activation(self.c5(x)))
         x = self.dropout(self.activation(self.f6(x)))
         logits: Tensor = self.output(x)
         return logits

@@ -98,7 +98,7 @@ def augment(images: Tensor, flips: Tensor, shifts: Tensor) -> Tensor:
 
 
 def batch_loss(
-    model: nn.Module, data: Split, params: TrainParams, order: Tensor, flips: Tensor, shifts: Tensor
+    model: Callable[[Tensor], Tensor], data: Split, params: TrainParams, order: Tensor, flips: Tensor, shifts: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Mean loss of ``model`` on the images at ``order`` (B,), changed as asked, and how many it gets right."""
     images = draw_batch(data.images, params.augmentation, order, flips, shifts)

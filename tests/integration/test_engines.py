@@ -9,25 +9,36 @@ import pytest
 import torch
 import yaml
 
+from lenet5 import lanes
+from lenet5.compiler import compiler_found
 from lenet5.datasets import Split, Splits, load_test
-from lenet5.engine import Engine, EngineChoice, choose_engine, compiler_found, set_deterministic
+from lenet5.engine import Engine, EngineChoice, choose_engine, set_deterministic
 from lenet5.params import Params, load_params
 from lenet5.recipe import draw_plan, learning_rates, make_optimizer
 from lenet5.training import Training, make_model
 
 STEPS, BATCH = 300, 32
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-EAGER = EngineChoice("eager", False, "")
+EAGER = EngineChoice("eager", False, False, "")
 
 pytestmark = pytest.mark.soak
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA device here")
 needs_compiler = pytest.mark.skipif(not compiler_found(), reason="torch.compile needs a C++ compiler, none is here")
+needs_lanes = pytest.mark.skipif(not lanes.library(), reason="lanes.cpp needs Linux and a C++ compiler")
 ENGINES = [
-    pytest.param(CPU, EngineChoice("compiled", True, ""), id="compiled", marks=needs_compiler),
-    pytest.param(CUDA, EngineChoice("compiled", True, ""), id="cuda-compiled", marks=[needs_cuda, needs_compiler]),
-    pytest.param(CUDA, EngineChoice("graph", False, ""), id="cuda-graph", marks=needs_cuda),
-    pytest.param(CUDA, EngineChoice("graph", True, ""), id="cuda-graph-compiled", marks=[needs_cuda, needs_compiler]),
+    pytest.param(CPU, EngineChoice("compiled", True, False, ""), id="compiled", marks=needs_compiler),
+    pytest.param(CPU, EngineChoice("eager", False, True, ""), id="lanes", marks=needs_lanes),
+    pytest.param(
+        CPU, EngineChoice("compiled", True, True, ""), id="lanes-compiled", marks=[needs_lanes, needs_compiler]
+    ),
+    pytest.param(
+        CUDA, EngineChoice("compiled", True, False, ""), id="cuda-compiled", marks=[needs_cuda, needs_compiler]
+    ),
+    pytest.param(CUDA, EngineChoice("graph", False, False, ""), id="cuda-graph", marks=needs_cuda),
+    pytest.param(
+        CUDA, EngineChoice("graph", True, False, ""), id="cuda-graph-compiled", marks=[needs_cuda, needs_compiler]
+    ),
 ]
 # No relu: rounding puts an input on either side of its kink, which switches a gradient on or off, and after some 70
 # steps the losses of any two ways to add up are apart.
@@ -57,6 +68,11 @@ def recipe(tmp_path: Path, changes: dict[str, Any]) -> Params:
         content[section][key] = value
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
     return load_params(tmp_path / "params.yaml")
+
+
+@pytest.fixture(autouse=True)
+def _compiles_anew() -> None:
+    torch.compiler.reset()  # it compiles for eight models in a process, and then no more
 
 
 @pytest.fixture(scope="module")

@@ -31,8 +31,8 @@ from lenet5.params import AugmentationParams, ModelParams, TrainParams
 from lenet5.recipe import EpochPlan, augment, batch_loss, draw_plan, make_optimizer
 
 TrainParamsOf = Callable[..., TrainParams]
-EAGER = EngineChoice("eager", False, "")
-GRAPH = EngineChoice("graph", False, "")
+EAGER = EngineChoice("eager", False, False, "")
+GRAPH = EngineChoice("graph", False, False, "")
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 

@@ -12,7 +12,7 @@ from lenet5.replicas import train_replicas
 from lenet5.training import Training, make_model
 
 CPU = torch.device("cpu")
-EAGER = EngineChoice("eager", False, "")
+EAGER = EngineChoice("eager", False, False, "")
 SEEDS = [3, 4, 9]
 
 

@@ -1,0 +1,102 @@
+import subprocess
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lenet5 import lanes
+from lenet5.compiler import build
+from lenet5.engine import choose_engine
+from lenet5.model import LeNet5
+from lenet5.params import ModelParams, TrainParams
+
+needs_lanes = pytest.mark.skipif(not lanes.library(), reason="lanes.cpp needs Linux and a C++ compiler")
+BATCHES = [1, 16, 21, 200]
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+def gradients(model: LeNet5, logits: Tensor) -> dict[str, Tensor]:
+    loss = F.cross_entropy(logits, torch.arange(len(logits)) % 10)
+    return dict(zip(model.state_dict(), torch.autograd.grad(loss, model.parameters()), strict=True))
+
+
+@needs_lanes
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"pooling": "max", "activation": "tanh"},
+        {"c3": "paper", "activation": "relu"},
+        {"pooling": "max", "activation": "relu", "c3": "paper"},
+    ],
+    ids=str,
+)
+def test_the_layout_changes_neither_logits_nor_gradients(
+    model_params: Callable[..., ModelParams], changes: dict[str, Any], batch: int
+) -> None:
+    torch.manual_seed(0)
+    model = LeNet5(model_params(**changes)).to(memory_format=torch.channels_last)
+    images = torch.rand(batch, 1, 28, 28)
+    exact = deepcopy(model).double()
+    expected, logits = exact(images.double()), lanes.laid_out(model)(images)
+    assert logits.shape == expected.shape
+    assert relative(logits, expected) < 1e-5
+    found = gradients(model, logits)
+    for name, gradient in gradients(exact, expected).items():
+        assert relative(found[name], gradient) < 1e-5, name
+
+
+@needs_lanes
+@pytest.mark.parametrize(("maps", "kernels", "size"), [(1, 6, 32), (6, 16, 14)], ids=["C1", "C3"])
+def test_convolution_and_gradients_are_pytorchs_for_any_number_of_threads(maps: int, kernels: int, size: int) -> None:
+    torch.manual_seed(0)
+    width = lanes.library().lanes()  # type: ignore[union-attr]
+    x = torch.randn(3, maps, size, size, width, requires_grad=maps > 1)
+    weight, bias = torch.randn(kernels, maps, 5, 5, requires_grad=True), torch.randn(kernels, requires_grad=True)
+    leaves = [tensor for tensor in (x, weight, bias) if tensor.requires_grad]
+    side_by_side = F.conv2d(x.permute(0, 4, 1, 2, 3).flatten(0, 1), weight, bias)
+    expected = side_by_side.unflatten(0, (3, width)).permute(0, 2, 3, 4, 1)
+    gradient = torch.randn(expected.shape)
+    results = []
+    threads = torch.get_num_threads()
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        found = lanes.convolve(x, weight, bias)
+        results.append([found, *torch.autograd.grad(found, leaves, gradient)])
+    torch.set_num_threads(threads)
+    for one, other, right in zip(*results, [expected, *torch.autograd.grad(expected, leaves, gradient)], strict=True):
+        assert relative(one, right) < 1e-5
+        assert torch.equal(one, other)
+
+
+def test_a_compiler_that_fails_leaves_the_convolutions_to_pytorch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, train_params: Callable[..., TrainParams]
+) -> None:
+    refuses = tmp_path / "refuses"
+    refuses.write_text("#!/bin/sh\nexit 1\n")
+    refuses.chmod(0o755)
+    monkeypatch.setattr(lanes, "library", lanes.library.__wrapped__)
+    for compiler, error in ((refuses, subprocess.CalledProcessError), (tmp_path / "none", FileNotFoundError)):
+        monkeypatch.setenv("CXX", str(compiler))
+        with pytest.raises(error):
+            build(lanes.SOURCE)
+        choice = choose_engine(train_params(engine="eager"), 100, torch.device("cpu"))
+        assert not choice.in_lanes
+        assert str(choice) == "engine eager: as train.engine says"
+
+
+@needs_lanes
+def test_only_fp32_on_a_cpu_is_laid_out_in_lanes(train_params: Callable[..., TrainParams]) -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert choose_engine(train_params(engine="eager"), 100, cpu).in_lanes
+    assert not choose_engine(train_params(engine="eager", precision="bf16"), 100, cpu).in_lanes
+    assert not choose_engine(train_params(engine="eager"), 100, cuda).in_lanes
