@@ -22,6 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from lenet5.compiler import compiler_name
 from lenet5.errors import UserError
 from lenet5.fashion_mnist import RAW_DIR, SHA256, is_verified
 from lenet5.lineage import without_credentials
@@ -216,9 +217,10 @@ def check_disk() -> Iterator[Finding]:
 
 def check_programs() -> Iterator[Finding]:
     """Programs that are used where they are there."""
-    browsers, compilers = ("chromium", "chromium-browser"), (os.environ.get("CXX", "c++"), "g++", "clang++")
+    browsers = ("chromium", "chromium-browser")
     yield _program("chromium", browsers, "the tests in a browser are skipped; on Debian, `apt-get install chromium`")
-    yield _program("compiler", compilers, "torch.compile cannot be used; on Debian, `apt-get install g++`")
+    slow = "training takes twice as long, for nothing can be compiled; on Debian, `apt-get install g++`"
+    yield _program("compiler", (compiler_name(),), slow)
 
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (

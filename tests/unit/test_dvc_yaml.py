@@ -28,10 +28,10 @@ CHANGE_NO_OUT = {
 # From the ground up: each module imports only what stands before it.
 ORDER = [
     "errors", "files", "attempt", "workspace", "outs", "convolution", "history", "params", "fashion_mnist", "sources",
-    "datasets", "model", "edge_kernel", "promotion", "recipe", "evaluation", "cuda_graph", "compiler", "lanes", "engine",
-    "training", "replicas", "export", "figures", "display", "record", "lineage", "model_card", "checkpoint", "streaming",
-    "experiment_page", "tracking", "stage", "reproduce", "seeds", "images", "predict", "serve", "doctor", "compare",
-    "params_edit", "cli",
+    "datasets", "model", "edge_kernel", "promotion", "recipe", "evaluation", "cuda_graph", "compiler", "lanes",
+    "engine", "training", "replicas", "export", "figures", "display", "record", "lineage", "model_card", "checkpoint",
+    "streaming", "experiment_page", "tracking", "stage", "reproduce", "seeds", "images", "predict", "serve", "doctor",
+    "compare", "params_edit", "cli",
 ]  # fmt: skip
 
 
