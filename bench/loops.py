@@ -110,11 +110,13 @@ def all_loops(params: Params, splits: Splits, data: Path) -> dict[str, Epoch]:
         "PyTorch Lightning": lightning_epoch(data, device),
         "ours, eager": engine(EngineChoice("eager", False, False, "")),
     }
+    in_lanes = device.type == "cpu" and lanes.library() is not None
     if compiler_found():
         loops["ours, compiled"] = engine(EngineChoice("compiled", True, False, ""))
+    if in_lanes:
+        loops["ours, eager, in lanes"] = engine(EngineChoice("eager", False, True, ""))
+    if in_lanes and compiler_found():
+        loops["ours, compiled, in lanes"] = engine(EngineChoice("compiled", True, True, ""))
     if device.type == "cuda":
         loops["ours, graph"] = engine(EngineChoice("graph", compiler_found(), False, ""))
-    elif lanes.library():
-        loops["ours, eager, in lanes"] = engine(EngineChoice("eager", False, True, ""))
-        loops["ours, compiled, in lanes"] = engine(EngineChoice("compiled", True, True, ""))
     return loops

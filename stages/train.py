@@ -36,7 +36,7 @@ def main(params: Params) -> None:
     model = make_model(params.model, params.train.seed, device)
     console.print(architecture_table(layers(model)))
     console.print(f"{len(splits.train):,} training images on {device}")
-    console.print(str(engine))
+    console.print(f"engine {engine.title}: {engine.reason}")
     training = Training(model, splits, params.train, engine)
     code = read_code()  # now: a tracking server may come to life when somebody has changed the code already
     tags = lineage_tags(code) | {"device": device.type}

@@ -31,7 +31,8 @@ def result_key(params: Params, pipeline: Path, device: torch.device, engine: Eng
     deps = yaml.safe_load(pipeline.read_text(encoding="utf-8"))["stages"]["train"]["deps"]
     code = [digest(Path(dep).read_bytes()) for dep in deps if dep.endswith((".py", ".cpp"))]
     steps = [engine.name, str(engine.compiles), str(engine.in_lanes)]
-    machine = [torch.__version__, str(device), str(torch.get_num_threads()), *steps]
+    cpu = [torch.backends.cpu.get_cpu_capability(), str(torch.get_num_threads())]
+    machine = [torch.__version__, str(device), *cpu, *steps]
     recipe = sorted(flat_params(params, "data", "model", "train").items())
     return digest(repr((recipe, data_digest(), code, machine)).encode())
 

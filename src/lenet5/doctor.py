@@ -219,7 +219,7 @@ def check_programs() -> Iterator[Finding]:
     """Programs that are used where they are there."""
     browsers = ("chromium", "chromium-browser")
     yield _program("chromium", browsers, "the tests in a browser are skipped; on Debian, `apt-get install chromium`")
-    slow = "training takes twice as long, for nothing can be compiled; on Debian, `apt-get install g++`"
+    slow = "training on a CPU is slower, for nothing can be compiled; on Debian, `apt-get install g++`"
     yield _program("compiler", (compiler_name(),), slow)
 
 

@@ -1,4 +1,4 @@
-"""How one epoch runs: eager, compiled, or captured in CUDA graphs. No files, no tracking."""
+"""How one epoch runs: eager, compiled, or captured in CUDA graphs. No tracking."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -62,8 +62,10 @@ class EngineChoice:
     in_lanes: bool
     reason: str
 
-    def __str__(self) -> str:
-        return f"engine {self.name}{', in lanes' if self.in_lanes else ''}: {self.reason}"
+    @property
+    def title(self) -> str:
+        """The engine for a person to read."""
+        return f"{self.name}{', in lanes' if self.in_lanes else ''}"
 
 
 def choose_engine(params: TrainParams, images: int, device: torch.device) -> EngineChoice:
@@ -86,7 +88,7 @@ def choose_engine(params: TrainParams, images: int, device: torch.device) -> Eng
         step = "its step compiled" if compiler else "its step not compiled, for want of a C++ compiler"
         return EngineChoice("graph", compiler, in_lanes, f"fastest on CUDA, {step}")
     if not compiler:
-        return EngineChoice("eager", False, in_lanes, "no C++ compiler here")
+        return EngineChoice("eager", False, in_lanes, "no C++ compiler with Python's headers here")
     if params.epochs * images < COMPILATION_REPAID:
         return EngineChoice("eager", False, in_lanes, f"{params.epochs} epochs do not repay the compilation")
     return EngineChoice("compiled", True, in_lanes, f"{params.epochs} epochs repay the compilation")

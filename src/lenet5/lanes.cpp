@@ -7,10 +7,12 @@
 
 namespace {
 
-#ifdef __AVX512F__
+#if defined(__AVX512F__)
 constexpr int LANES = 16, REGISTERS = 32;
-#else
+#elif defined(__AVX2__) || defined(__aarch64__)
 constexpr int LANES = 8, REGISTERS = 16;
+#else
+#error "vector registers too small to hold eight images"
 #endif
 
 typedef float Vector __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float))));
@@ -23,7 +25,7 @@ float sum_of(Vector vector) {
 
 constexpr int K = 5;
 
-// GROUP output maps (forward: times COLUMNS pixels) are summed at once: each needs a register of its own.
+// Sums stay in registers: GROUP output maps by COLUMNS pixels of them, or by the K columns of a kernel.
 template <int IN, int OUT, int SIZE>
 struct Convolution {
     static constexpr int OUT_SIZE = SIZE - K + 1;
@@ -34,6 +36,7 @@ struct Convolution {
 
     template <int GROUP, int COLUMNS>
     static void forward(const Input* x, const Kernel* w, const float* bias, Output* y, int blocks) {
+        static_assert(OUT % GROUP == 0 && OUT_SIZE % COLUMNS == 0);
 #pragma omp parallel for collapse(2)
         for (int n = 0; n < blocks; n++)
             for (int row = 0; row < OUT_SIZE; row++)
@@ -56,6 +59,7 @@ struct Convolution {
     }
 
     static void input_gradient(const Output* dy, const Kernel* w, Input* dx, int blocks) {
+        static_assert(OUT % 2 == 0);
 #pragma omp parallel for collapse(2)
         for (int n = 0; n < blocks; n++)
             for (int row = 0; row < SIZE; row++)
@@ -76,6 +80,7 @@ struct Convolution {
     // Sums of each block by itself: how they are added up must not depend on the number of threads.
     template <int GROUP>
     static void kernel_gradient(const Output* dy, const Input* x, Kernel (*dw)[OUT], int blocks) {
+        static_assert(OUT % GROUP == 0);
 #pragma omp parallel for collapse(2)
         for (int n = 0; n < blocks; n++)
             for (int first = 0; first < OUT; first += GROUP)

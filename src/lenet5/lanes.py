@@ -1,11 +1,12 @@
 """LeNet-5 laid out for a CPU: as many images side by side as a vector register has lanes.
 
-PyTorch's convolutions put the maps of a layer into the lanes. LeNet-5 has 1, 6 and 16 of them, so most lanes idle. Here
-each lane holds an image: maps are (blocks, maps, height, width, lanes), the last block filled up with black images.
+PyTorch's convolutions put the maps of a layer into the lanes, and where LeNet-5 has 1 or 6 of them, most lanes idle.
+Here each lane holds an image: maps are (blocks, maps, height, width, lanes), the last block filled up with black ones.
 The convolutions are those of lanes.cpp; all else is PyTorch's.
 """
 
 import ctypes
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lenet5.compiler import build
+from lenet5.compiler import build, compiler_name
 from lenet5.convolution import output_size
 from lenet5.model import C1_PADDING, LeNet5
 
@@ -26,10 +27,17 @@ SOURCE = Path(__file__).with_suffix(".cpp")
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """What lanes.cpp compiles to, or None where it does not. Built for Linux; elsewhere OpenMP is another matter."""
+    """What lanes.cpp compiles to, or None where there is no compiler; where one fails, None and a line that says so.
+
+    Built on Linux only: elsewhere OpenMP is another matter.
+    """
+    if sys.platform != "linux" or not shutil.which(compiler_name()):
+        return None
     try:
-        return build(SOURCE) if sys.platform == "linux" else None
-    except (OSError, subprocess.CalledProcessError):
+        return build(SOURCE)
+    except (OSError, subprocess.CalledProcessError) as error:
+        said = getattr(error, "stderr", b"").decode(errors="replace").strip().splitlines()
+        print(f"PyTorch's convolutions, for {compiler_name()} failed: {said[0] if said else error}", file=sys.stderr)
         return None
 
 
@@ -43,8 +51,8 @@ def forward(model: LeNet5, lanes: int, images: Tensor) -> Tensor:
     blocks = -(-len(images) // lanes)
     x = F.pad(images, (C1_PADDING,) * 4 + (0, 0, 0, blocks * lanes - len(images)))
     x = x.unflatten(0, (blocks, lanes)).permute(0, 2, 3, 4, 1).contiguous()
-    x = pool(model.s2, model.activation(convolve(x, model.c1.weight, model.c1.bias)))
-    x = pool(model.s4, model.activation(convolve(x, model.c3_kernels(), model.c3.bias)))
+    x = pool(model.s2, model.activation(correlate(x, model.c1.weight, model.c1.bias)))  # type: ignore[arg-type] # there is one
+    x = pool(model.s4, model.activation(correlate(x, model.c3_kernels(), model.c3.bias)))  # type: ignore[arg-type]
     # A column an image, transposed: so its gradient comes with the lanes side by side again.
     logits: Tensor = model.classify(x.permute(1, 2, 3, 0, 4).flatten(3).flatten(0, 2).T)
     return logits[: len(images)]
@@ -52,7 +60,8 @@ def forward(model: LeNet5, lanes: int, images: Tensor) -> Tensor:
 
 def pool(layer: nn.AvgPool2d | nn.MaxPool2d, x: Tensor) -> Tensor:
     """Pooling over 2 x 2 pixels of every lane: (blocks, maps, H, W, lanes) -> (blocks, maps, H / 2, W / 2, lanes)."""
-    if isinstance(layer, nn.MaxPool2d) and torch.compiler.is_compiling():  # it compiles the other's gradient badly
+    if isinstance(layer, nn.MaxPool2d) and torch.compiler.is_compiling():
+        # Of this torch.compile makes a gradient several times as fast.
         rows = x.unflatten(2, (-1, 2))
         pairs = torch.maximum(rows[:, :, :, 0], rows[:, :, :, 1]).unflatten(3, (-1, 2))
         return torch.maximum(pairs[:, :, :, :, 0], pairs[:, :, :, :, 1])
@@ -61,9 +70,31 @@ def pool(layer: nn.AvgPool2d | nn.MaxPool2d, x: Tensor) -> Tensor:
     return pooled
 
 
+def correlate(maps: Tensor, kernels: Tensor, bias: Tensor) -> Tensor:
+    """C1's or C3's cross-correlation: (blocks, in, H, W, lanes), (out, in, 5, 5) -> (blocks, out, H-4, W-4, lanes)."""
+    result: Tensor = _Correlation.apply(maps, kernels, bias)
+    return result
+
+
+class _Correlation(torch.autograd.Function):
+    # Not register_autograd: torch.compile's cache on disk would not see a change of the gradient.
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, kernels: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(maps, kernels)
+        result: Tensor = convolve(maps, kernels, bias)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        maps, kernels = ctx.saved_tensors
+        by_kernels, by_bias = kernel_gradient(gradient, maps)
+        by_maps = input_gradient(gradient, kernels) if ctx.needs_input_grad[0] else None
+        return by_maps, by_kernels.sum(0), by_bias.sum(0)
+
+
 @torch.library.custom_op("lenet5::convolve", mutates_args=())
 def convolve(maps: Tensor, kernels: Tensor, bias: Tensor) -> Tensor:
-    """C1's or C3's cross-correlation: (blocks, in, H, W, lanes), (out, in, 5, 5) -> (blocks, out, H-4, W-4, lanes)."""
+    """``correlate`` without its gradients."""
     result: Tensor = _convolved(maps, kernels, bias)
     _call(maps.shape[1], "forward", maps.contiguous(), kernels.contiguous(), bias.contiguous(), result)
     return result
@@ -105,22 +136,10 @@ def _block_sums(gradient: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
     return gradient.new_empty(blocks, out, maps.shape[1], kernel, kernel), gradient.new_empty(blocks, out)
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:  # noqa: ARG001 so PyTorch calls it
-    ctx.save_for_backward(*inputs[:2])
-
-
-def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-    maps, kernels = ctx.saved_tensors
-    by_kernels, by_bias = kernel_gradient(gradient, maps)
-    by_maps = input_gradient(gradient, kernels) if ctx.needs_input_grad[0] else None
-    return by_maps, by_kernels.sum(0), by_bias.sum(0)
-
-
-convolve.register_autograd(_gradients, setup_context=_keep)
-
-
 def _call(maps: int, name: str, *tensors: Tensor) -> None:
     """Call ``name`` of the layer that sees so many ``maps``; the first of ``tensors`` says how many blocks."""
+    if any(tensor.dtype != torch.float32 for tensor in tensors) or tensors[0].shape[-1] != _built().lanes():
+        raise TypeError(f"float32 and {_built().lanes()} lanes are wanted, not {tensors[0].dtype} {tensors[0].shape}")
     function = getattr(_built(), f"{'c1' if maps == 1 else 'c3'}_{name}")
     function(*(ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors), len(tensors[0]))
 

@@ -101,6 +101,7 @@ def train_all(params: Params, seeds: Sequence[int]) -> Iterator[Replica]:
 
 def train_one(params: Params, seed: int) -> Replica:
     """Train from ``seed`` as the stage ``train`` does, and measure the chosen weights."""
+    torch.compiler.reset()  # a process compiles for eight models, and then no more
     recipe = params.train.model_copy(update={"seed": seed})
     device = pick_device(recipe.device)
     splits, engine = _prepare(params, device)

@@ -1,6 +1,8 @@
 """Every engine computes what the eager one computes, and computes it again."""
 
 import io
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,7 @@ import pytest
 import torch
 import yaml
 
-from lenet5 import lanes
-from lenet5.compiler import compiler_found
+from lenet5.compiler import compiler_found, compiler_name
 from lenet5.datasets import Split, Splits, load_test
 from lenet5.engine import Engine, EngineChoice, choose_engine, set_deterministic
 from lenet5.params import Params, load_params
@@ -25,7 +26,9 @@ pytestmark = pytest.mark.soak
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA device here")
 needs_compiler = pytest.mark.skipif(not compiler_found(), reason="torch.compile needs a C++ compiler, none is here")
-needs_lanes = pytest.mark.skipif(not lanes.library(), reason="lanes.cpp needs Linux and a C++ compiler")
+needs_lanes = pytest.mark.skipif(
+    sys.platform != "linux" or not shutil.which(compiler_name()), reason="lanes.cpp needs Linux and a C++ compiler"
+)
 ENGINES = [
     pytest.param(CPU, EngineChoice("compiled", True, False, ""), id="compiled", marks=needs_compiler),
     pytest.param(CPU, EngineChoice("eager", False, True, ""), id="lanes", marks=needs_lanes),
@@ -115,7 +118,7 @@ def test_the_loss_of_each_step_is_the_eager_engines(
     params = recipe(tmp_path, COMBINATIONS[combination])
     expected = train(params, images, device, EAGER)
     difference = largest_difference(train(params, images, device, choice), expected)
-    report(f"{choice.name} on {device}, {combination}: losses of {STEPS} steps within {difference:.1e} of eager's")
+    report(f"{choice.title} on {device}, {combination}: losses of {STEPS} steps within {difference:.1e} of eager's")
     assert difference < 1e-4
 
 

@@ -203,7 +203,7 @@ def test_programs_that_are_not_there_are_notes(monkeypatch: pytest.MonkeyPatch, 
     browser, compiler = doctor.check_programs()
     assert (browser.level, compiler.level) == ("note", "note")
     assert "the tests in a browser are skipped" in browser.text
-    assert "training takes twice as long" in compiler.text
+    assert "training on a CPU is slower" in compiler.text
 
 
 def test_outside_a_workspace_every_check_says_so_without_failing() -> None:

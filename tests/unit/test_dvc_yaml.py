@@ -75,7 +75,10 @@ def source_deps(name: str) -> set[str]:
 
 @pytest.mark.parametrize("name", [name for name in STAGES if name != "register"])
 def test_a_stage_depends_on_exactly_the_code_that_can_change_what_it_makes(name: str) -> None:
-    assert source_deps(name) == reached_from(REPOSITORY / f"stages/{name}.py")
+    reached = reached_from(REPOSITORY / f"stages/{name}.py")
+    assert source_deps(name) == reached
+    compiled = {f"src/lenet5/{path.name}" for path in SOURCE.glob("*.cpp") if path.stem in reached}
+    assert compiled <= set(STAGES[name]["deps"])
 
 
 def test_register_depends_on_the_rule_of_promotion_and_not_on_how_the_record_is_written() -> None:
