@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lenet5.compiler import build, compiler_name
 from lenet5.convolution import output_size
@@ -51,15 +52,24 @@ def forward(model: LeNet5, lanes: int, images: Tensor) -> Tensor:
     blocks = -(-len(images) // lanes)
     x = F.pad(images, (C1_PADDING,) * 4 + (0, 0, 0, blocks * lanes - len(images)))
     x = x.unflatten(0, (blocks, lanes)).permute(0, 2, 3, 4, 1).contiguous()
-    x = pool(model.s2, model.activation(correlate(x, model.c1.weight, model.c1.bias)))  # type: ignore[arg-type] # there is one
-    x = pool(model.s4, model.activation(correlate(x, model.c3_kernels(), model.c3.bias)))  # type: ignore[arg-type]
+    x = activate(model.activation, model.s2, correlate(x, model.c1.weight, model.c1.bias))  # type: ignore[arg-type]
+    x = activate(model.activation, model.s4, correlate(x, model.c3_kernels(), model.c3.bias))  # type: ignore[arg-type]
     # A column an image, transposed: so its gradient comes with the lanes side by side again.
     logits: Tensor = model.classify(x.permute(1, 2, 3, 0, 4).flatten(3).flatten(0, 2).T)
     return logits[: len(images)]
 
 
+def activate(activation: nn.Module, pooling: nn.AvgPool2d | nn.MaxPool2d, x: Tensor) -> Tensor:
+    """Activation and pooling of every lane: (blocks, maps, H, W, lanes) -> (blocks, maps, H / 2, W / 2, lanes)."""
+    if not (torch.compiler.is_compiling() and isinstance(activation, nn.ReLU)):
+        return pool(pooling, activation(x))
+    # Compiled code takes long to store where a ReLU was zero; found again from its input, that costs next to nothing.
+    result: Tensor = checkpoint(lambda maps: pool(pooling, activation(maps)), x, use_reentrant=False)
+    return result
+
+
 def pool(layer: nn.AvgPool2d | nn.MaxPool2d, x: Tensor) -> Tensor:
-    """Pooling over 2 x 2 pixels of every lane: (blocks, maps, H, W, lanes) -> (blocks, maps, H / 2, W / 2, lanes)."""
+    """Pooling over 2 x 2 pixels of every lane; shapes as in ``activate``."""
     if isinstance(layer, nn.MaxPool2d) and torch.compiler.is_compiling():
         # Of this torch.compile makes a gradient several times as fast.
         rows = x.unflatten(2, (-1, 2))

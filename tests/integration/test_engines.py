@@ -4,15 +4,18 @@ import io
 import shutil
 import sys
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 
+from lenet5 import lanes
 from lenet5.compiler import compiler_found, compiler_name
-from lenet5.datasets import Split, Splits, load_test
+from lenet5.datasets import Split, Splits, load_test, to_float
 from lenet5.engine import Engine, EngineChoice, choose_engine, set_deterministic
 from lenet5.params import Params, load_params
 from lenet5.recipe import draw_plan, learning_rates, make_optimizer
@@ -120,6 +123,21 @@ def test_the_loss_of_each_step_is_the_eager_engines(
     difference = largest_difference(train(params, images, device, choice), expected)
     report(f"{choice.title} on {device}, {combination}: losses of {STEPS} steps within {difference:.1e} of eager's")
     assert difference < 1e-4
+
+
+@needs_lanes
+@needs_compiler
+@pytest.mark.parametrize("pooling", ["avg", "max"])
+def test_a_compiled_relu_in_lanes_has_the_gradients_of_float64(tmp_path: Path, images: Split, pooling: str) -> None:
+    model = make_model(recipe(tmp_path, {"model.activation": "relu", "model.pooling": pooling}).model, 0, CPU)
+    exact, few = deepcopy(model).double(), images.take(torch.arange(100))
+    logits = torch.compile(lanes.laid_out(model))(to_float(few.images))
+    gradients, expected = (
+        torch.autograd.grad(F.cross_entropy(outputs, few.labels), weights.parameters())
+        for outputs, weights in ((logits, model), (exact(to_float(few.images).double()), exact))
+    )
+    for found, right in zip(gradients, expected, strict=True):
+        assert (found - right).abs().max() < 1e-5 * right.abs().max()
 
 
 @needs_cuda
