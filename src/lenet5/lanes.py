@@ -26,13 +26,15 @@ from lenet5.model import C1_PADDING, LeNet5
 SOURCE = Path(__file__).with_suffix(".cpp")
 
 
+def buildable() -> bool:
+    """Whether lanes.cpp is tried here: on Linux with a C++ compiler. Elsewhere OpenMP is another matter."""
+    return sys.platform == "linux" and shutil.which(compiler_name()) is not None
+
+
 @cache
 def library() -> ctypes.CDLL | None:
-    """What lanes.cpp compiles to, or None where there is no compiler; where one fails, None and a line that says so.
-
-    Built on Linux only: elsewhere OpenMP is another matter.
-    """
-    if sys.platform != "linux" or not shutil.which(compiler_name()):
+    """What lanes.cpp compiles to, or None where it is not tried; where the compiler fails, None and a line about it."""
+    if not buildable():
         return None
     try:
         return build(SOURCE)

@@ -1,8 +1,6 @@
 """Every engine computes what the eager one computes, and computes it again."""
 
 import io
-import shutil
-import sys
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -14,7 +12,7 @@ import torch.nn.functional as F
 import yaml
 
 from lenet5 import lanes
-from lenet5.compiler import compiler_found, compiler_name
+from lenet5.compiler import compiler_found
 from lenet5.datasets import Split, Splits, load_test, to_float
 from lenet5.engine import Engine, EngineChoice, choose_engine, set_deterministic
 from lenet5.params import Params, load_params
@@ -29,9 +27,7 @@ pytestmark = pytest.mark.soak
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA device here")
 needs_compiler = pytest.mark.skipif(not compiler_found(), reason="torch.compile needs a C++ compiler, none is here")
-needs_lanes = pytest.mark.skipif(
-    sys.platform != "linux" or not shutil.which(compiler_name()), reason="lanes.cpp needs Linux and a C++ compiler"
-)
+needs_lanes = pytest.mark.skipif(not lanes.buildable(), reason="lanes.cpp needs Linux and a C++ compiler")
 ENGINES = [
     pytest.param(CPU, EngineChoice("compiled", True, False, ""), id="compiled", marks=needs_compiler),
     pytest.param(CPU, EngineChoice("eager", False, True, ""), id="lanes", marks=needs_lanes),

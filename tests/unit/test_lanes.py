@@ -1,7 +1,5 @@
 import platform
-import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -20,9 +18,7 @@ from lenet5.model import LeNet5
 from lenet5.params import ModelParams, TrainParams
 from lenet5.recipe import draw_plan, make_optimizer
 
-needs_lanes = pytest.mark.skipif(
-    sys.platform != "linux" or not shutil.which(compiler_name()), reason="lanes.cpp needs Linux and a C++ compiler"
-)
+needs_lanes = pytest.mark.skipif(not lanes.buildable(), reason="lanes.cpp needs Linux and a C++ compiler")
 BATCHES = [1, 16, 21, 200]
 
 
