@@ -1,25 +1,48 @@
-"""Mistakes a person can mend, and how a command reports them."""
+"""Mistakes a person can mend, signals that end a process, and how a command reports both, secrets left out."""
 
 import errno
+import os
+import re
+import signal
+import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from types import FrameType
 
 _PERSON_CAN_MEND = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
-
-INTERRUPTED = 130
-"""Exit status of a process that Ctrl-C ended, as shells have it."""
+_ENDING_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 class UserError(Exception):
     """A mistake a person can mend. Its text says what is wrong, where, and what to do, in one line."""
 
 
+class Ended(KeyboardInterrupt):
+    """A scheduler, `docker stop` or a closed terminal ends this process: what Ctrl-C gets, with a status of its own."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+def end_as_by_ctrl_c() -> None:
+    """Let SIGTERM and SIGHUP raise ``Ended``; one that is ignored (nohup) stays so."""
+    for number in _ENDING_SIGNALS:
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, _end)
+
+
+def exit_status(error: KeyboardInterrupt) -> int:
+    """128 and the signal's number, as shells have it: 130 for Ctrl-C."""
+    return 128 + (error.number if isinstance(error, Ended) else signal.SIGINT)
+
+
 @contextmanager
 def one_line_errors(command: str, interrupted: str = "`dvc repro` takes it up again") -> Iterator[None]:
     """End the process with one line on stderr for what a person can mend; anything else keeps its traceback.
 
-    Exit status is 1 for a mistake and INTERRUPTED for Ctrl-C, after which ``interrupted`` says how to go on.
+    Exit status is 1 for a mistake and ``exit_status`` for a signal, after which ``interrupted`` says how to go on.
     """
     try:
         yield
@@ -30,11 +53,51 @@ def one_line_errors(command: str, interrupted: str = "`dvc repro` takes it up ag
             raise
         where = f" ({error.filename})" if error.filename else ""
         _fail(command, f"{error.strerror}{where}; nothing was half written: make room or access, then repeat", 1)
-    except KeyboardInterrupt:
-        _fail(command, f"interrupted; {interrupted}", INTERRUPTED)
+    except KeyboardInterrupt as error:
+        _fail(command, f"{ended_by(error)}; {interrupted}", exit_status(error))
+
+
+def ended_by(error: KeyboardInterrupt) -> str:
+    """What ended the process, in a word."""
+    return f"ended by {error}" if isinstance(error, Ended) else "interrupted"
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    for other in _ENDING_SIGNALS:  # what is left to do is short, and is done by children too
+        signal.signal(other, signal.SIG_IGN)
+    for descriptor in (sys.__stdout__, sys.__stderr__):
+        # A terminal that was closed refuses every word from now on, and with it what is left to do.
+        if descriptor and stat.S_ISCHR(os.fstat(descriptor.fileno()).st_mode) and not descriptor.isatty():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor.fileno())
+    raise Ended(number)
 
 
 def _fail(command: str, message: str, status: int) -> None:
     one_line = " ".join(message.split())
-    print(f"{command}: {one_line}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # nobody reads it any more
+        print(f"{command}: {one_line}", file=sys.stderr, flush=True)
     sys.exit(status)
+
+
+def shown(value: object) -> str:
+    """``value`` as a message quotes it, cut where it is long."""
+    try:
+        text = repr(without_credentials(value) if isinstance(value, str) and "://" in value else value)
+    except ValueError:  # more digits than Python converts to text
+        return "a number with thousands of digits"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def without_credentials(url: str) -> str:
+    """Take user and password out of ``https://user:token@host/path``; of ssh the user stays, it is no secret.
+
+    Where they hold what ought to be quoted, too much is taken out rather than too little.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        # ``git@host:path`` is git's own way to write an address, and knows no password.
+        return url.rpartition("@")[2] if re.match("[^@/:]+:[^@]*@", url) else url
+    if not rest.startswith("/"):
+        user, _, rest = rest.rpartition("@")
+        rest = f"{user.partition(':')[0]}@{rest}" if user and scheme == "ssh" else rest
+    return f"{scheme}{separator}{re.split('[?#]', rest)[0]}"  # a driver takes a password there, too

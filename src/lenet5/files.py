@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from lenet5.errors import UserError
+
+_LONGEST_FOLDER_NAME = 100  # bytes; a file system takes 255, and some less
+_NO_NAMES_ON_WINDOWS = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 
 
 @contextmanager
@@ -21,7 +25,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last: image and model writers choose their format by it.
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+    descriptor, name = tempfile.mkstemp(prefix=_beside(path), suffix=path.suffix, dir=path.parent)
     os.close(descriptor)
     beside = Path(name)
     try:
@@ -35,6 +39,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise
     finally:
         beside.unlink(missing_ok=True)
+
+
+def remove_whole(path: Path) -> None:
+    """Delete ``path``, and what processes that were killed while they wrote it left beside it."""
+    for one in path.parent.glob("*"):
+        if one == path or (one.name.startswith(_beside(path)) and one.suffix == path.suffix):
+            one.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> str:
+    return f".{path.stem}."
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -55,7 +70,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path}: not found; `dvc repro` makes it") from None
     except ValueError as error:
-        raise UserError(f"{path}: not JSON any more ({error}); delete it, and `dvc repro` makes it anew") from None
+        raise UserError(f"{path}: not JSON any more ({error}); move it away, and `dvc repro` makes it anew") from None
     return content
 
 
@@ -80,6 +95,20 @@ def remove_old(folder: Path, days: float = 30) -> None:
         with suppress(OSError):  # gone already, or in use elsewhere
             if path.suffix != ".lock" and path.stat().st_mtime < oldest:
                 path.unlink()
+
+
+def folder_name(name: str) -> str:
+    """A folder's name for what a person calls ``name``: the same, or what is like it and no other name's."""
+    plain = re.sub(r"[^\w .+-]", "_", name).strip(" .")
+    if (
+        name
+        and plain == name
+        and len(name.encode()) <= _LONGEST_FOLDER_NAME
+        and not re.match(_NO_NAMES_ON_WINDOWS, name)
+    ):
+        return name
+    short = plain.encode()[:_LONGEST_FOLDER_NAME].decode(errors="ignore").strip(" .")
+    return f"{short}_{digest(name.encode(errors='surrogateescape'))[:8]}"
 
 
 def digest(content: bytes) -> str:

@@ -6,15 +6,14 @@ says. ``python -m lenet5.params`` prints the JSON schema that editors check the 
 
 import difflib
 import json
-import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from lenet5.errors import UserError
+from lenet5.errors import UserError, shown
 
 TRAINING_IMAGES = 60_000
 
@@ -22,7 +21,15 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Batch = Annotated[int, Field(ge=1, le=TRAINING_IMAGES)]
 Tolerance = Annotated[float, Field(gt=0, le=1)]
-Source = Annotated[str, Field(pattern=r"^(https?://.+|debian)$", description="an http(s) URL, or debian")]
+Source = Annotated[
+    str, Field(pattern=r"^(https?://.+|torchvision|debian)$", description="an http(s) URL, torchvision or debian")
+]
+
+
+ONE_OF = "one of: "
+"""How the tag of one of several kinds of value begins; no part of what a person wrote."""
+
+M = TypeVar("M", bound=BaseModel)
 
 
 class Section(BaseModel):
@@ -40,12 +47,12 @@ class DownloadParams(Section):
 
 
 class KernelCheckParams(Section):
-    """Learning the edge kernel [1, -1] from its response."""
+    """Learning the edge kernel [1, -1] and its transpose, each from its response."""
 
-    seeds: list[Seed] = Field(min_length=1, description="One training each.")
+    seeds: list[Seed] = Field(min_length=1, description="One training of each kernel.")
     lr: float = Field(gt=0, description="Learning rate.")
     max_steps: int = Field(ge=1, le=1_000_000, description="Gradient steps at most.")
-    tolerance: Tolerance = Field(description="Largest distance of a learned weight from [1, -1].")
+    tolerance: Tolerance = Field(description="Largest distance of a learned weight from 1 and -1.")
 
 
 class DataParams(Section):
@@ -91,8 +98,8 @@ class TrainParams(Section):
     seed: Seed
     deterministic: bool = Field(description="Refuse operations whose result may differ between two runs.")
     device: Literal["auto", "cpu", "cuda"]
-    engine: Literal["auto", "eager", "compiled", "graph"] = Field(
-        description="How the steps run; the arithmetic is the same. graph is for CUDA."
+    engine: Literal["auto", "eager", "lanes", "compiled", "graph"] = Field(
+        description="How the steps run; the arithmetic is the same. lanes is for CPUs, compiled and graph are for CUDA."
     )
     precision: Literal["fp32", "tf32", "bf16"] = Field(
         description="Of products and convolutions while training. tf32 is for CUDA."
@@ -117,9 +124,15 @@ class RegisterParams(Section):
     """The MLflow record."""
 
     experiment: str = Field(min_length=1, pattern=r"\S", description="MLFLOW_EXPERIMENT_NAME, if set, wins.")
-    model_name: str = Field(min_length=1, pattern=r"^[^/:']*[^/:'\s][^/:']*$", description="The registered model.")
-    min_test_accuracy: Fraction = Field(description="A model below it never becomes champion.")
-    max_accuracy_gap: Fraction = Field(description="Nor one whose accuracy falls further from training images.")
+    # What ends a name in models:/NAME@ALIAS would be accepted by MLflow, and the model never found again.
+    model_name: str = Field(
+        min_length=1,
+        max_length=256,
+        pattern=r"^[^/:'@?.\x00-\x20\x7f][^/:'@?\x00-\x1f\x7f]*$",
+        description="The registered model; none of / : ' @ ? in it, and no . or blank before it.",
+    )
+    min_test_accuracy: Fraction = Field(description="A model below it gets no version of the registered model.")
+    max_accuracy_gap: Fraction = Field(description="Nor does one whose accuracy falls further from training images.")
     alpha: float = Field(gt=0, lt=1, description="p-value at which a better model replaces the champion.")
     system_metrics: bool = Field(description="Log CPU, memory and GPU use while training.")
 
@@ -162,50 +175,55 @@ def load_params(path: Path) -> Params:
 
 
 def parse_yaml(text: bytes, path: Path) -> dict[str, Any]:
-    """The mapping that ``text``, the content of ``path``, holds. Raises UserError where it is no YAML or no mapping."""
-    try:
-        content = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UserError(f"{path}: not valid YAML{place}: {error.problem}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from None
-    except (ValueError, RecursionError, LookupError, AttributeError) as error:  # PyYAML lets all of them through
-        raise UserError(f"{path}: a value cannot be read: {error}") from None
+    """The mapping that ``text``, the content of ``path``, holds. Raises UserError where it is none, or no YAML."""
+    from lenet5.dialect import parse  # late: a machine that only measures has no YAML
+
+    content = parse(text, path)
     if not isinstance(content, dict):
-        raise UserError(f"{path}: must hold the sections {', '.join(_keys(Params))}, not {_shown(content)}")
+        raise UserError(f"{path}: must hold the sections {', '.join(_keys(Params))}, not {shown(content)}")
     return content
 
 
 def check_params(content: dict[str, Any], path: Path) -> Params:
     """The params that ``content``, read from ``path``, gives. Raises UserError with every mistake in one line."""
+    return check(Params, content, path)
+
+
+def check(model: type[M], content: object, path: Path) -> M:
+    """The ``model`` that ``content``, read from ``path``, gives. Raises UserError with every mistake in one line."""
     try:
-        return Params.model_validate(content)
+        return model.model_validate(content)
     except ValidationError as error:
-        mistakes = "; ".join(_explain(details) for details in error.errors())
+        mistakes = "; ".join(_explain(details, model) for details in error.errors())
         raise UserError(f"{path}: {mistakes}") from None
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice and reads 1e-3 as the number it is (YAML 1.2, as DVC does)."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                continue  # a list or mapping, which PyYAML refuses as a key
-            key = key_node.value
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
-            seen.add(key)
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-        return mapping
+def flat_params(params: Params, *sections: str) -> dict[str, str]:
+    """The params of ``sections`` as MLflow shows them: ``train.lr`` -> ``0.9``."""
+    return {key: str(value) for key, value in param_values(params, *sections).items()}
 
 
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+def param_values(params: Params, *sections: str) -> dict[str, Any]:
+    """The params of ``sections`` by their dotted names."""
+    content = params.model_dump(by_alias=True)
+    return {key: value for name in sections for key, value in _flatten(name, content[name])}
+
+
+def with_values(params: Params, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of ``params``, not checked, with ``values`` by dotted names; each must be a param that there is."""
+    content = params.model_dump(by_alias=True)
+    set_values(content, values)
+    return content
+
+
+def set_values(content: dict[str, Any], values: Mapping[str, Any]) -> None:
+    """Set ``values`` by dotted names in ``content``, which has their sections."""
+    for name, value in values.items():
+        *sections, key = name.split(".")
+        place = content
+        for section in sections:
+            place = place[section]
+        place[key] = value
 
 
 def _keys(section: type[BaseModel]) -> list[str]:
@@ -221,22 +239,26 @@ def _sections(section: type[BaseModel], prefix: str = "") -> dict[str, type[Base
     return found
 
 
-def _explain(details: ErrorDetails) -> str:
+def _explain(details: ErrorDetails, model: type[BaseModel]) -> str:
     """One mistake: the key, its value, what is allowed and, for an unknown key, the closest valid one."""
-    where = ".".join(str(part) for part in details["loc"])
+    names = [str(part) for part in details["loc"] if not str(part).startswith(ONE_OF)]
+    where = ".".join(names)
     if details["type"] == "extra_forbidden":
-        *section, key = (str(part) for part in details["loc"])
-        return f"{where}: unknown key (value {_shown(details['input'])}); {_suggestion('.'.join(section), key)}"
+        *section, key = names
+        return f"{where}: unknown key (value {shown(details['input'])}); {suggestion(model, '.'.join(section), key)}"
     if details["type"] == "missing":
-        return f"{where}: missing; put it back (git shows what it was: git diff params.yaml)"
+        return f"{where}: missing; put it back (`git diff` shows what it was)"
     allowed = details["msg"].removeprefix("Value error, ")
     if not where:
         return allowed
-    return f"{where}: {_shown(details['input'])} is not allowed: {allowed[0].lower()}{allowed[1:]}"
+    return f"{where}: {shown(details['input'])} is not allowed: {allowed[0].lower()}{allowed[1:]}"
 
 
-def _suggestion(section_name: str, key: str) -> str:
-    sections = _sections(Params)
+def suggestion(model: type[BaseModel], section_name: str, key: str) -> str:
+    """What a person may have meant by ``key``, which ``model`` does not have, and what there is in its section."""
+    sections = _sections(model)
+    if section_name not in sections:
+        return "take it out"
     siblings = _keys(sections[section_name])
     everywhere = {f"{name}.{key}".lstrip("."): key for name, section in sections.items() for key in _keys(section)}
     close = difflib.get_close_matches(key, siblings, n=1) or [
@@ -247,12 +269,10 @@ def _suggestion(section_name: str, key: str) -> str:
     return f"{hint}valid here: {', '.join(siblings)}"
 
 
-def _shown(value: object) -> str:
-    try:
-        shown = repr(value)
-    except ValueError:  # more digits than Python converts to text
-        return "a number with thousands of digits"
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."
+def _flatten(prefix: str, value: object) -> list[tuple[str, object]]:
+    if not isinstance(value, Mapping):
+        return [(prefix, value)]
+    return [pair for key, inner in value.items() for pair in _flatten(f"{prefix}.{key}", inner)]
 
 
 if __name__ == "__main__":

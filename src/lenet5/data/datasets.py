@@ -1,13 +1,13 @@
 """FashionMNIST as tensors, and how its images are divided into what trains, what decides and what reports."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lenet5.fashion_mnist import IMAGE_SIZE, SHA256, TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS
+from lenet5.data.fashion_mnist import IMAGE_SIZE, SHA256, TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS
 from lenet5.files import read_trusted
 from lenet5.params import DataParams
 
@@ -33,21 +33,30 @@ class Split:
 
 @dataclass(frozen=True)
 class Splits:
-    """What is trained on, a fixed sample of it, what decides (None without validation images), what is reported."""
+    """What is trained on, a fixed sample of it, what decides (None without validation images), what is reported.
+
+    Without test images (None) nothing can be reported, and a search cannot be tempted.
+    """
 
     train: Split
     train_sample: Split
     validation: Split | None
-    test: Split
+    test: Split | None
 
     def measured(self) -> dict[str, Split]:
         """The splits on which frozen weights are measured, by the name their figures carry."""
         validation = {"validation": self.validation} if self.validation else {}
-        return {"train": self.train_sample, **validation, "test": self.test}
+        test = {"test": self.test} if self.test else {}
+        return {"train": self.train_sample, **validation, **test}
 
 
 def load_splits(raw_dir: Path, params: DataParams, device: torch.device) -> Splits:
     """Read, verify and divide FashionMNIST. Raises UserError where a file is missing or not the published one."""
+    return replace(load_without_test(raw_dir, params, device), test=load_test(raw_dir).to(device))
+
+
+def load_without_test(raw_dir: Path, params: DataParams, device: torch.device) -> Splits:
+    """The 60,000 training images, divided; the files of the test images are not read. Raises as ``load_splits``."""
     everything = Split(_read_images(raw_dir / TRAIN_IMAGES), _read_labels(raw_dir / TRAIN_LABELS))
     order = torch.from_numpy(np.random.default_rng(params.split_seed).permutation(len(everything)))
     held_out, kept = order[: params.validation_size], order[params.validation_size :]
@@ -55,7 +64,7 @@ def load_splits(raw_dir: Path, params: DataParams, device: torch.device) -> Spli
         train=everything.take(kept).to(device),
         train_sample=everything.take(kept[: params.train_sample]).to(device),
         validation=everything.take(held_out).to(device) if len(held_out) else None,
-        test=load_test(raw_dir).to(device),
+        test=None,
     )
 
 

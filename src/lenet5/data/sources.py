@@ -23,8 +23,8 @@ from rich.progress import (
 )
 from urllib3.util import Retry
 
-from lenet5.errors import UserError
-from lenet5.fashion_mnist import SHA256, is_verified
+from lenet5.data.fashion_mnist import SHA256, is_verified
+from lenet5.errors import UserError, without_credentials
 from lenet5.files import digest, write_bytes
 from lenet5.params import DownloadParams
 
@@ -56,9 +56,12 @@ def fetch_all(raw_dir: Path, params: DownloadParams, own_copy: str | None) -> li
             with tempfile.TemporaryDirectory() as scratch:
                 wanted = _take(source, _debian_fetch(Path(scratch)), wanted, raw_dir, report)
         elif wanted:
-            with _session() as session, _progress() as bars:
-                fetch = _http_fetch(source, params.timeout, session, bars)
-                wanted = _take(source, fetch, wanted, raw_dir, report)
+            for address in _mirrors() if source == "torchvision" else [source]:
+                with _session() as session, _progress() as bars:
+                    fetch = _http_fetch(address, params.timeout, session, bars)
+                    wanted = _take(address, fetch, wanted, raw_dir, report)
+                if not wanted:
+                    break
     if wanted:
         raise UserError(
             f"no source gave {', '.join(wanted)}. {'; '.join(report)}. To supply them by hand, put the four files "
@@ -77,9 +80,9 @@ def _take(source: str, fetch: Fetch, wanted: list[str], raw_dir: Path, report: l
                 raise SourceError(f"{name} is not the published file (SHA-256 differs), refused")
             write_bytes(raw_dir / name, content)
             taken += 1
-        report.append(f"{source}: {taken} files, verified")
+        report.append(f"{without_credentials(source)}: {taken} files, verified")
     except SourceError as error:
-        report.append(f"{source}: {error}")
+        report.append(f"{without_credentials(source)}: {error}")
     return wanted[taken:]
 
 
@@ -124,6 +127,13 @@ def _progress() -> Progress:
     )
 
 
+def _mirrors() -> list[str]:
+    """Where torchvision fetches FashionMNIST. Its own download shows no speed, waits for ever and trusts MD5."""
+    from torchvision.datasets import FashionMNIST  # late: it takes seconds
+
+    return list(FashionMNIST.mirrors)
+
+
 def _http_fetch(base: str, timeout: float, session: requests.Session, bars: Progress) -> Fetch:
     """From a folder with the four .gz files behind ``base``."""
 
@@ -155,7 +165,7 @@ def _reason(error: requests.RequestException, timeout: float) -> str:
         return "broke off in the middle of a file"
     if isinstance(error, requests.ConnectionError):
         return "cannot be reached"
-    return f"{type(error).__name__}: {error}"
+    return type(error).__name__  # its text may hold the address, password included
 
 
 def _debian_fetch(scratch: Path) -> Fetch:

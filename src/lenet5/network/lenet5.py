@@ -8,13 +8,14 @@ convolution), pooling has no weights, and the output layer gives logits instead 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lenet5.convolution import output_size, receptive_field
-from lenet5.fashion_mnist import CLASSES, IMAGE_SIZE
+from lenet5.data.fashion_mnist import CLASSES, IMAGE_SIZE
+from lenet5.network.convolution import output_size, receptive_field
 from lenet5.params import ModelParams
 
 KERNEL, POOL = 5, 2
@@ -39,12 +40,19 @@ class TableConv2d(nn.Module):
     """
 
     rows: Tensor
+    places: Tensor
+    connected: Tensor
 
     def __init__(self, in_channels: int, table: tuple[tuple[int, ...], ...], kernel: int) -> None:
         super().__init__()
         self.in_channels = in_channels
         connections = [out * in_channels + seen for out, row in enumerate(table) for seen in row]
-        self.register_buffer("rows", torch.tensor(connections), persistent=False)
+        rows = torch.tensor(connections)
+        places, connected = torch.zeros(2, len(table) * in_channels, dtype=torch.long)
+        places[rows], connected[rows] = torch.arange(len(rows)), 1
+        self.register_buffer("rows", rows, persistent=False)
+        self.register_buffer("places", places, persistent=False)
+        self.register_buffer("connected", connected.bool()[:, None, None], persistent=False)
         self.weight = nn.Parameter(torch.empty(len(connections), kernel, kernel))
         self.bias = nn.Parameter(torch.empty(len(table)))
         fan_in, fan_out = (len(connections) * kernel**2 / maps for maps in (len(table), in_channels))
@@ -58,10 +66,28 @@ class TableConv2d(nn.Module):
 
     def kernels(self) -> Tensor:
         """The kernels laid out among zeros, (len(table), in, K, K)."""
+        dense: Tensor = _Spread.apply(self.weight, self.places, self.connected, self.rows)
         kernel = self.weight.shape[-1]
-        dense = self.weight.new_zeros(len(self.bias) * self.in_channels, kernel, kernel)
-        dense = dense.index_copy(0, self.rows, self.weight)
         return dense.view(len(self.bias), self.in_channels, kernel, kernel)
+
+
+class _Spread(torch.autograd.Function):
+    """Kernels put at their ``rows`` among zeros. Looked up both ways: a card would sort to write them in order."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weight: Tensor, places: Tensor, connected: Tensor, rows: Tensor) -> Tensor:  # noqa: ARG004
+        return torch.where(connected, weight[places], weight.new_zeros(()))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG004
+        ctx.save_for_backward(inputs[3])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        (rows,) = ctx.saved_tensors
+        return gradient[rows], None, None, None
 
 
 class LeNet5(nn.Module):
@@ -72,6 +98,7 @@ class LeNet5(nn.Module):
 
     def __init__(self, params: ModelParams) -> None:
         super().__init__()
+        self.params = params
         pooling = POOLINGS[params.pooling]
         c1_size = output_size(IMAGE_SIZE, KERNEL, C1_PADDING)
         c3_size = output_size(c1_size // POOL, KERNEL)

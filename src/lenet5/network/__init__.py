@@ -1,0 +1,1 @@
+"""What convolution and pooling compute, the learned edge kernel, and LeNet-5."""
