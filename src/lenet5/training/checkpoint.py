@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from lenet5.engine import EngineChoice
-from lenet5.files import digest, write_bytes
-from lenet5.lineage import data_digest
-from lenet5.params import Params
-from lenet5.record import flat_params
+from lenet5.data.fashion_mnist import data_digest
+from lenet5.files import digest, remove_whole, write_bytes
+from lenet5.params import Params, flat_params
+from lenet5.training.device import card_facts
+from lenet5.training.engine import EngineChoice
 
 EVERY_SECONDS = 5.0
 """`make bench` measures what share of training that takes."""
@@ -24,17 +23,24 @@ _DIGEST_SIZE = hashlib.sha256().digest_size
 
 
 def result_key(params: Params, pipeline: Path, device: torch.device, engine: EngineChoice) -> str:
-    """Digest everything that decides what training produces: params, data, code, PyTorch, device, threads, engine.
+    """Digest everything that decides what training produces: params, data, code, PyTorch, device, engine.
 
-    Which files are the code, the deps of ``train`` in ``pipeline`` (dvc.yaml) say.
+    Of a card these are its name, its capability and the versions of CUDA, cuDNN and Triton.
     """
-    deps = yaml.safe_load(pipeline.read_text(encoding="utf-8"))["stages"]["train"]["deps"]
-    code = [digest(Path(dep).read_bytes()) for dep in deps if dep.endswith((".py", ".cpp"))]
-    steps = [engine.name, str(engine.compiles), str(engine.in_lanes)]
-    cpu = [torch.backends.cpu.get_cpu_capability(), str(torch.get_num_threads())]
-    machine = [torch.__version__, str(device), *cpu, *steps]
+    code = list(code_digests(pipeline).values())
+    steps = [engine.name, str(engine.compiles)]
+    cpu = torch.backends.cpu.get_cpu_capability()
+    machine = [torch.__version__, str(device), *card_facts(device).items(), cpu, *steps]
     recipe = sorted(flat_params(params, "data", "model", "train").items())
     return digest(repr((recipe, data_digest(), code, machine)).encode())
+
+
+def code_digests(pipeline: Path) -> dict[str, str]:
+    """The files of code that decide what training produces, with their digests: ``train``'s deps in dvc.yaml."""
+    from lenet5.dialect import read_yaml  # late: a machine that only measures has no YAML
+
+    deps = read_yaml(pipeline.read_text(encoding="utf-8"))["stages"]["train"]["deps"]
+    return {dep: digest(Path(dep).read_bytes()) for dep in deps if dep.startswith(("src/", "stages/"))}
 
 
 class Checkpoint:
@@ -79,7 +85,7 @@ class Checkpoint:
 
     def remove(self) -> None:
         """Forget the training: it has finished."""
-        self._path.unlink(missing_ok=True)
+        remove_whole(self._path)
 
     def _refuse(self, reason: str) -> None:
         print(f"{self._path}: this checkpoint is not used, {reason}; training starts afresh", file=sys.stderr)

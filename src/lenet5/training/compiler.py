@@ -1,35 +1,87 @@
-"""The C++ compiler of this machine: whether there is one, and what it makes of a source file."""
+"""The C++ compiler of this machine, and what it made of a source file, kept for the next process."""
 
 import ctypes
+import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
-FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC")
+from lenet5.files import digest, write_bytes
+
+FLAGS = ("-O2", "-march=native", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC")
+
+_PATIENCE = 60
+_LOCK_PATIENCE = 2 * _PATIENCE
+_DIGEST_SIZE = hashlib.sha256().digest_size
+
+
+class BuildError(Exception):
+    """Why there is no library, in words that follow the compiler's name."""
 
 
 def compiler_name() -> str:
-    """The command with which C++ is compiled here, torch.compile's too."""
+    """The command with which C++ is compiled here."""
     usual = {"darwin": "clang++", "win32": "cl"}
     return os.environ.get("CXX", usual.get(sys.platform, "g++"))
 
 
-def compiler_found() -> bool:
-    """Whether torch.compile can build what it generates."""
-    headers = Path(sysconfig.get_path("include"), "Python.h")
-    return shutil.which(compiler_name()) is not None and headers.is_file()
+def build(source: Path, defined: Mapping[str, str], folder: Path) -> ctypes.CDLL:
+    """The C functions of ``source`` with the macros ``defined``, compiled for this very machine and kept in ``folder``.
 
-
-def build(source: Path) -> ctypes.CDLL:
-    """The C functions of ``source``, compiled for this very machine and left in memory only.
-
-    Raises subprocess.CalledProcessError where the compiler refuses, OSError where there is none.
+    What is kept there is used when source, compiler, macros and CPU are the same and no byte of it has changed.
+    Raises BuildError.
     """
+    import filelock  # late: a GPU does without
+
+    compiler = shutil.which(compiler_name())
+    if compiler is None:
+        raise BuildError("is not installed")
+    command = [compiler, *FLAGS, *(f"-D{name}={value}" for name, value in sorted(defined.items()))]
+    try:
+        sources = [path.read_bytes() for path in sorted(source.parent.iterdir()) if path.is_file()]
+        key = digest(repr((sources, command, _call([compiler, "--version"]), _cpu())).encode())
+        library = folder / f"{source.stem}-{key[:32]}.so"
+        folder.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(library.with_suffix(".lock"), timeout=_LOCK_PATIENCE):
+            if not _is_whole(library):
+                write_bytes(library, _compile(command, source))
+        return ctypes.CDLL(str(library.absolute()))
+    except (OSError, filelock.Timeout) as error:
+        raise BuildError(f"made nothing that can be used: {error}") from None
+
+
+def _compile(command: list[str], source: Path) -> bytes:
+    """The library, with a digest after its end, where a loader does not look."""
     with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder, f"{source.stem}.so")
-        subprocess.run([compiler_name(), *FLAGS, source, "-o", library], check=True, capture_output=True)
-        return ctypes.CDLL(str(library))
+        made = Path(folder, "library.so")
+        _call([*command, str(source), "-o", str(made)])
+        content = made.read_bytes()
+    return content + hashlib.sha256(content).digest()
+
+
+def _is_whole(library: Path) -> bool:
+    content = library.read_bytes() if library.is_file() else b""
+    return len(content) > _DIGEST_SIZE and hashlib.sha256(content[:-_DIGEST_SIZE]).digest() == content[-_DIGEST_SIZE:]
+
+
+def _call(command: list[str]) -> bytes:
+    try:
+        return subprocess.run(command, check=True, capture_output=True, timeout=_PATIENCE).stdout
+    except subprocess.TimeoutExpired:
+        raise BuildError(f"did not answer within {_PATIENCE} s") from None
+    except subprocess.CalledProcessError as error:
+        said = error.stderr.decode(errors="replace").strip().splitlines()
+        raise BuildError(f"failed: {said[0] if said else f'exit status {error.returncode}'}") from None
+
+
+def _cpu() -> str:
+    """The processor and what it can do, which decides what -march=native means."""
+    described = Path("/proc/cpuinfo")
+    lines = described.read_text(encoding="utf-8").splitlines() if described.is_file() else []
+    marks = ("model name", "flags", "Features", "CPU implementer", "CPU part")
+    return repr((platform.machine(), sorted({line for line in lines if line.startswith(marks)})))

@@ -1,28 +1,44 @@
-"""What training shows while it runs: a live bar on a terminal, one line an epoch elsewhere."""
+"""What training shows while it runs: a live line on a terminal, one line an epoch elsewhere."""
 
 import time
+from collections.abc import Sequence
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column, Table
 
-from lenet5.history import EpochRow
-from lenet5.model import Layer
+from lenet5.network.lenet5 import Layer
+from lenet5.params import Params
+from lenet5.processors import busy
+from lenet5.results.chance import PATIENCE, ChanceWatch, stuck
+from lenet5.results.history import EpochRow
+from lenet5.results.verdict import CHANCE, points, what_to_try
+
+SLOW = 1 / 3
+"""The share of the speed reached before below which other work must have the processors."""
+BARE = 90
+"""A terminal of so many columns has no room for a bar beside the figures."""
 
 
 class EpochDisplay:
-    """Shows each epoch as it ends. Use as a context manager around training."""
+    """Shows each epoch as it ends; ``rows`` are those of an earlier process. Use as a context manager."""
 
-    def __init__(self, console: Console, epochs: int, images: int) -> None:
-        self._console = console
-        self._epochs = epochs
-        self._images = images
-        self._since = time.monotonic()
+    def __init__(self, console: Console, params: Params, images: int, rows: Sequence[EpochRow]) -> None:
+        self._console, self._params, self._images = console, params, images
+        self._epochs = params.train.epochs
+        self._since = self._steady_since = time.monotonic()
+        self._steady_from, self._first = len(rows), len(rows) + 1
+        self._best, self._slowed, self._watch = 0.0, False, ChanceWatch()
+        roomy = console.width >= BARE
+        bar = [BarColumn(None, table_column=Column(ratio=1))] if roomy else []
         self._bar = Progress(
-            TextColumn("epoch"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"),
-            TimeRemainingColumn(), console=console, disable=not console.is_terminal,
+            TextColumn("epoch {task.completed}/{task.total}"), *bar, TextColumn("{task.description}"),
+            console=console, disable=not console.is_terminal, expand=roomy,
         )  # fmt: skip
-        self._task = self._bar.add_task("", total=epochs)
+        waiting = "training the first epoch, which takes longest"
+        self._task = self._bar.add_task(
+            f"going on; {_figures(rows[-1])}" if rows else waiting, total=self._epochs, completed=len(rows)
+        )
 
     def __enter__(self) -> "EpochDisplay":
         self._bar.start()
@@ -36,15 +52,57 @@ class EpochDisplay:
         now = time.monotonic()
         speed = self._images / (now - self._since)
         self._since = now
-        validation = "" if row.validation_accuracy is None else f"validation {row.validation_accuracy:.4f}  "
-        text = (
-            f"loss {row.running_loss:.4f}  train {row.train_accuracy:.4f}  {validation}test {row.test_accuracy:.4f}  "
-            f"gap {row.gap_loss:+.4f}  {speed:,.0f} images/s"
-        )
+        self._warn_when_slow(row.epoch, speed)
+        self._warn_at_chance(row)
+        text = f"{self._left(row.epoch, now)}, {_figures(row)}"
         self._bar.update(self._task, completed=row.epoch, description=text)
         if not self._console.is_terminal:
-            print(f"epoch {row.epoch}/{self._epochs}  {text}", flush=True)
+            loss = f"loss {row.running_loss:.4f} nats"
+            others = f"training {row.train_accuracy:.2%}, test {row.test_accuracy:.2%}"
+            print(f"epoch {row.epoch}/{self._epochs}  {text}  ({others}, {loss}, {speed:,.0f} images/s)", flush=True)
         return speed
+
+    def _left(self, epoch: int, now: float) -> str:
+        """The time that the epochs to come will take, each as long as those after the first, which may compile."""
+        seconds = (now - self._steady_since) / (epoch - self._steady_from) * (self._epochs - epoch)
+        if epoch == self._first:
+            self._steady_since, self._steady_from = now, epoch
+        minutes, rest = divmod(round(seconds), 60)
+        hours, minutes = divmod(minutes, 60)
+        return f"{hours}:{minutes:02}:{rest:02} left" if hours else f"{minutes}:{rest:02} left"
+
+    def _warn_when_slow(self, epoch: int, speed: float) -> None:
+        """Say once that the processors are somebody else's, where an epoch is far slower than one before."""
+        if speed < SLOW * self._best and not self._slowed:
+            self._slowed = True
+            text = f"epoch {epoch} ran at {speed / self._best:.0%} of the speed reached before; {busy()}"
+            self._console.print(text.removesuffix("; "), soft_wrap=True)
+        self._best = max(self._best, speed)
+
+    def _warn_at_chance(self, row: EpochRow) -> None:
+        """Say that nothing is being learned, where that has been so for some epochs on end."""
+        since = self._watch.at_chance_since(row.epoch, row.train_accuracy)
+        if since is not None and row.epoch - since == PATIENCE - 1:
+            text = stuck(f"for {PATIENCE} epochs", self._params)
+            self._console.print(f"epoch {row.epoch}: {text}", soft_wrap=True, highlight=False)
+
+
+def kept_weights(rows: Sequence[EpochRow], chosen_epoch: int, params: Params) -> str:
+    """Which epoch's weights training has kept and how good they are, in a line."""
+    row, last, train = rows[chosen_epoch - 1], len(rows), params.train
+    lowest = train.weights == "best_validation" and row.validation_loss is not None
+    why = "the lowest validation loss" if lowest else "the last"
+    end = f", where train.patience {train.patience} ended training" if last < train.epochs else ""
+    chance = f". That is chance. {what_to_try(params)}" if row.train_accuracy <= CHANCE else ""
+    return f"kept: epoch {chosen_epoch} of {last}{end} ({why}); {_figures(row)}, test {row.test_accuracy:.2%}{chance}"
+
+
+def _figures(row: EpochRow) -> str:
+    """What a person wants to know of an epoch, short enough for a terminal of 80 columns."""
+    gap = points(row.gap_accuracy)
+    if row.validation_accuracy is None:
+        return f"no validation images, accuracy gap to test {gap} points"
+    return f"validation accuracy {row.validation_accuracy:.2%}, accuracy gap {gap} points"
 
 
 def architecture_table(rows: list[Layer]) -> Table:

@@ -1,6 +1,6 @@
-"""How one epoch runs: eager, compiled, or captured in CUDA graphs. No tracking."""
+"""How one epoch runs: as PyTorch runs it, in lanes on a CPU, compiled or captured in CUDA graphs. No tracking."""
 
-import os
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,89 +9,71 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lenet5 import cuda_graph, lanes
-from lenet5.compiler import compiler_found, compiler_name
-from lenet5.datasets import Split, Splits
+from lenet5.data.datasets import Split, Splits
 from lenet5.errors import UserError
-from lenet5.evaluation import Measure, count
-from lenet5.model import LeNet5
-from lenet5.params import TrainParams
-from lenet5.recipe import BatchLoss, EpochPlan, batch_loss, train_step
+from lenet5.network.lenet5 import LeNet5
+from lenet5.params import ModelParams, TrainParams
+from lenet5.results.evaluation import Measure, count
+from lenet5.training import cuda_graph, inductor, lanes
+from lenet5.training.recipe import BatchLoss, EpochPlan, Gradients, autograd, batch_loss, train_step
 
-STEPS_A_LAUNCH = 500
-"""At most so many steps are recorded in one CUDA graph: a whole epoch at the usual batch sizes."""
+STEPS_A_LAUNCH = 50
+"""At most so many steps are recorded in one CUDA graph: some thousands of kernels. By analysis, not measured."""
 
-COMPILATION_REPAID = 3_000_000
-"""Images trained on after which compiling on a CPU has repaid the quarter of a minute it takes."""
-
-
-def pick_device(name: str) -> torch.device:
-    """The device for ``train.device``; ``auto`` takes a GPU when there is one. Raises UserError for a missing one."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("train.device: cuda, but PyTorch finds no CUDA device here; set it to auto or cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def set_deterministic(deterministic: bool) -> None:
-    """Refuse, or allow, operations whose result may differ between two runs on one device."""
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when CUDA starts
-    torch.use_deterministic_algorithms(deterministic)
-    # Nothing here reads memory before it is written; filling it would cost a pass over every new tensor.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cudnn.benchmark = not deterministic
-
-
-def set_precision(precision: str, device: torch.device) -> None:
-    """Allow, or forbid, that GPUs round the factors of float32 products to TF32.
-
-    Raises UserError for tf32 on a CPU, which has none.
-    """
-    if precision == "tf32" and device.type != "cuda":
-        raise UserError("train.precision: tf32 is for CUDA devices; set it to fp32 or bf16")
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+STEPS_REPAYING_COMPILATION = 500_000
+"""Steps after which compiling for a card has repaid its 12 to 20 s: it saves a captured step 9 of 49 kernels, some 30
+microseconds. By analysis, not measured."""
 
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """The engine really taken; whether its step is compiled, and laid out in lanes (lanes.py); why, in words."""
+    """The engine really taken; whether its step is compiled; why, in words."""
 
-    name: Literal["eager", "compiled", "graph"]
+    name: Literal["eager", "lanes", "compiled", "graph"]
     compiles: bool
-    in_lanes: bool
     reason: str
 
-    @property
-    def title(self) -> str:
-        """The engine for a person to read."""
-        return f"{self.name}{', in lanes' if self.in_lanes else ''}"
 
-
-def choose_engine(params: TrainParams, images: int, device: torch.device) -> EngineChoice:
+def choose_engine(model: ModelParams, params: TrainParams, images: int, device: torch.device) -> EngineChoice:
     """The engine for ``params`` on ``images`` training images. The same whenever it is asked on one machine.
 
     Raises UserError for one that cannot work here.
     """
-    compiler = compiler_found()
-    if params.engine == "graph" and device.type != "cuda":
-        raise UserError("train.engine: graph is for CUDA devices; set it to auto, eager or compiled")
-    if params.engine == "compiled" and not compiler:
-        raise UserError(
-            f"train.engine: compiled needs a C++ compiler ({compiler_name()}) and Python's headers, and finds none; "
-            "install them (g++ and python3-dev, say), or set it to auto or eager"
-        )
-    in_lanes = device.type == "cpu" and params.precision == "fp32" and lanes.library() is not None
-    if params.engine != "auto":
-        return EngineChoice(params.engine, compiler and params.engine != "eager", in_lanes, "as train.engine says")
     if device.type == "cuda":
-        step = "its step compiled" if compiler else "its step not compiled, for want of a C++ compiler"
-        return EngineChoice("graph", compiler, in_lanes, f"fastest on CUDA, {step}")
-    if not compiler:
-        return EngineChoice("eager", False, in_lanes, "no C++ compiler with Python's headers here")
-    if params.epochs * images < COMPILATION_REPAID:
-        return EngineChoice("eager", False, in_lanes, f"{params.epochs} epochs do not repay the compilation")
-    return EngineChoice("compiled", True, in_lanes, f"{params.epochs} epochs repay the compilation")
+        return _choose_on_cuda(params, images)
+    if params.engine in ("compiled", "graph"):
+        raise UserError(f"train.engine: {params.engine} is for CUDA devices; set it to auto, lanes or eager")
+    if params.engine == "eager":
+        return EngineChoice("eager", False, "as train.engine says")
+    try:
+        if params.precision != "fp32":
+            raise lanes.UnavailableError(f"train.precision is {params.precision}, not fp32")
+        lanes.library(model)
+    except lanes.UnavailableError as error:
+        if params.engine == "lanes":
+            raise UserError(f"train.engine: lanes cannot be had, {error}; mend that, or set it to auto") from None
+        return EngineChoice("eager", False, f"lanes, which are faster, cannot be had: {error}")
+    return EngineChoice("lanes", False, "fastest on a CPU" if params.engine == "auto" else "as train.engine says")
+
+
+def _choose_on_cuda(params: TrainParams, images: int) -> EngineChoice:
+    said = "as train.engine says"
+    if params.engine == "lanes":
+        raise UserError("train.engine: lanes is for CPUs; set it to auto, or train.device to cpu")
+    if params.engine == "eager":
+        return EngineChoice("eager", False, said)
+    lacking = inductor.lacking()
+    if params.engine == "compiled":
+        if lacking:
+            raise UserError(f"train.engine: compiled needs {lacking}; see to that, or set it to auto, graph or eager")
+        return EngineChoice("compiled", True, said)
+    steps = params.epochs * math.ceil(images / params.batch_size)
+    repaid = steps >= STEPS_REPAYING_COMPILATION
+    step = "compiled" if repaid and not lacking else "not compiled"
+    worth = f": {steps:,} steps {'repay' if repaid else 'do not repay'} it"
+    why = f", for want of {lacking}" if repaid and lacking else worth
+    reason = said if params.engine == "graph" else "fastest on CUDA"
+    return EngineChoice("graph", repaid and not lacking, f"{reason}, its step {step}{why}")
 
 
 @dataclass(frozen=True)
@@ -126,14 +108,20 @@ class Engine:
         recorder: cuda_graph.Recorder = cuda_graph.record,
     ) -> None:
         self._model, self._optimizer, self._splits, self._params = model, optimizer, splits, params
-        logits = lanes.laid_out(model) if choice.in_lanes else model
-        plain = partial(batch_loss, logits, splits.train, params)
-        fast = compiled(plain, params.deterministic) if choice.compiles else plain
+        if choice.name == "lanes":
+            native = lanes.Lanes(lanes.library(model.params), model, splits, params, torch.get_num_threads())
+            plain = fast = native.gradients
+            self._counts: Callable[..., Tensor] = native.counts
+        else:
+            loss_of = partial(batch_loss, model, splits.train, params)
+            plain = partial(autograd, loss_of, optimizer)
+            fast = partial(autograd, compiled(loss_of, params.deterministic), optimizer) if choice.compiles else plain
+            self._counts = partial(count_all, model, list(splits.measured().values()))
         self._steps: Callable[..., Tensor] = partial(run_steps, model, optimizer, plain, fast, params.batch_size)
-        self._counts: Callable[..., Tensor] = partial(count_all, model, list(splits.measured().values()))
         if choice.name == "graph":
-            self._steps = cuda_graph.Replayed(self._steps, self._state, recorder)
-            self._counts = cuda_graph.Replayed(self._counts, list, recorder)
+            brief = partial(brief_steps, self._steps, params.batch_size)
+            self._steps = cuda_graph.Replayed(self._steps, brief, self._state, recorder)
+            self._counts = cuda_graph.Replayed(self._counts, self._counts, list, recorder)
 
     def train_epoch(self, plan: EpochPlan, rates: Sequence[float]) -> EpochResult:
         """Train on every image once, in the plan's order, with one learning rate a step."""
@@ -163,8 +151,7 @@ class Engine:
 
     def _state(self) -> list[Tensor]:
         state = [value for values in self._optimizer.state.values() for value in values.values()]
-        rates = [group["lr"] for group in self._optimizer.param_groups]
-        return [*self._model.parameters(), *state, *rates]
+        return [*self._model.parameters(), *state]
 
 
 def compiled(loss_of: BatchLoss, deterministic: bool) -> BatchLoss:
@@ -178,7 +165,7 @@ def run_launches(
     steps: Callable[..., Tensor], plan: EpochPlan, rates: Sequence[float], batch_size: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Run an epoch in as few calls of ``steps`` as may be; each step's loss and hits, (steps, ...), on the CPU."""
-    count = max(1, min(len(plan.order) // batch_size, STEPS_A_LAUNCH))
+    count = steps_a_launch(len(plan.order) // batch_size)
     inputs = [part.to(device).split(count * batch_size) for part in (plan.order, plan.flips, plan.shifts)]
     launches = zip(*inputs, torch.tensor(rates, device=device).split(count), strict=True)
     # Read from the device once: waiting after every step would leave a GPU idle.
@@ -186,11 +173,31 @@ def run_launches(
     return losses, correct
 
 
+def steps_a_launch(steps: int) -> int:
+    """How many of the ``steps`` whole batches of an epoch one launch takes: equal ones are recorded only once.
+
+    The largest divisor of ``steps`` that STEPS_A_LAUNCH allows; where that would make more than twice the launches,
+    as many as make them nearly equal.
+    """
+    most = max(1, min(steps, STEPS_A_LAUNCH))
+    equal = next(count for count in range(most, 0, -1) if steps % count == 0)
+    return equal if 2 * equal >= most else math.ceil(steps / math.ceil(steps / most))
+
+
+def brief_steps(
+    steps: Callable[..., Tensor], batch_size: int, order: Tensor, flips: Tensor, shifts: Tensor, rates: Tensor
+) -> None:
+    """The first of the steps that a launch takes and, where it is a smaller one, the last: all kernels there are."""
+    steps(order[:batch_size], flips[:batch_size], shifts[:batch_size], rates[:1])
+    if 0 < (rest := len(order) % batch_size) < len(order):
+        steps(order[-rest:], flips[-rest:], shifts[-rest:], rates[-1:])
+
+
 def run_steps(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    plain: BatchLoss,
-    fast: BatchLoss,
+    plain: Gradients,
+    fast: Gradients,
     batch_size: int,
     order: Tensor,
     flips: Tensor,
@@ -207,8 +214,8 @@ def run_steps(
     results = []
     batches = zip(order.split(batch_size), flips.split(batch_size), shifts.split(batch_size), strict=True)
     for batch, rate in zip(batches, rates, strict=True):
-        loss_of = fast if len(batch[0]) == batch_size else plain
-        results.append(train_step(loss_of, optimizer, batch, rate))
+        gradients_of = fast if len(batch[0]) == batch_size else plain
+        results.append(train_step(gradients_of, optimizer, batch, rate))
     return torch.stack([torch.stack(column).double() for column in zip(*results, strict=True)])
 
 

@@ -1,27 +1,49 @@
 """Training: epoch after epoch through the engine, measuring frozen weights, choosing, and stopping."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lenet5.datasets import Splits
-from lenet5.engine import Engine, EngineChoice, EpochResult
+from lenet5.data.datasets import Splits
 from lenet5.errors import UserError
-from lenet5.evaluation import Measure
-from lenet5.history import EpochRow
-from lenet5.model import LeNet5
-from lenet5.params import ModelParams, TrainParams
-from lenet5.recipe import draw_plan, learning_rates, make_optimizer
+from lenet5.network.lenet5 import LeNet5
+from lenet5.params import DataParams, ModelParams, Params, TrainParams
+from lenet5.results.evaluation import Measure
+from lenet5.results.history import EpochRow
+from lenet5.training.device import pick_device, set_deterministic, set_precision
+from lenet5.training.engine import Engine, EngineChoice, EpochResult, choose_engine
+from lenet5.training.recipe import draw_plan, learning_rates, make_optimizer
+
+
+class DivergedError(UserError):
+    """A loss that is no finite number any more: the recipe's doing, and the same when it is repeated."""
+
+
+def prepare(
+    raw_dir: Path, params: Params, load: Callable[[Path, DataParams, torch.device], Splits]
+) -> tuple[Splits, EngineChoice]:
+    """The data on the device that trains, as ``load`` reads it, and the engine. Raises UserError as training does."""
+    device = pick_device(params.train.device)
+    set_deterministic(params.train.deterministic)
+    set_precision(params.train.precision, device)
+    splits = load(raw_dir, params.data, device)
+    return splits, choose_engine(params.model, params.train, len(splits.train), device)
 
 
 def make_model(params: ModelParams, seed: int, device: torch.device) -> LeNet5:
     """A freshly initialised model. The seed alone decides its weights, on every device; dropout follows it too."""
     torch.manual_seed(seed)
-    return LeNet5(params).to(device).to(memory_format=torch.channels_last)
+    return LeNet5(params).to(device)
+
+
+def laid_out(model: LeNet5, choice: EngineChoice) -> LeNet5:
+    """``model`` in the memory format in which the engine is fastest; before its optimizer is made."""
+    return model if choice.name == "lanes" else model.to(memory_format=torch.channels_last)
 
 
 class Progress:
@@ -62,7 +84,7 @@ class Training(Progress):
 
     def __init__(self, model: LeNet5, splits: Splits, params: TrainParams, choice: EngineChoice) -> None:
         super().__init__(params)
-        self._model, self._splits = model, splits
+        self._model, self._splits, self._choice = laid_out(model, choice), splits, choice
         self._engine = Engine(choice, model, make_optimizer(model.parameters(), params), splits, params)
         self._generator = torch.Generator().manual_seed(params.seed)
         self._steps = math.ceil(len(splits.train) / params.batch_size)
@@ -71,7 +93,7 @@ class Training(Progress):
     def epochs(self) -> Iterator[EpochRow]:
         """Train until the last epoch or until patience runs out, yielding each epoch as it has been measured.
 
-        Raises UserError when the loss stops being a finite number.
+        Raises DivergedError when the loss stops being a finite number.
         """
         while len(self.rows) < self._params.epochs and not self.out_of_patience():
             yield self._train_epoch()
@@ -85,12 +107,15 @@ class Training(Progress):
             "rows": [asdict(row) for row in self.rows],
             "weights": self.weights,
             "chosen_epoch": self.chosen_epoch,
+            "threads": torch.get_num_threads(),
             "lowest": self._lowest,
             "lowest_epoch": self._lowest_epoch,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from where ``state_dict`` was taken."""
+        """Go on from where ``state_dict`` was taken, with as many threads where PyTorch's sums depend on them."""
+        if self._choice.name != "lanes":
+            torch.set_num_threads(state["threads"])
         self._engine.load_state_dict(state["engine"])
         self._generator.set_state(state["generator"])
         _set_random_states(state["random"], self._splits.train.labels.device)
@@ -110,12 +135,12 @@ class Training(Progress):
 
 
 def epoch_row(measures: Mapping[str, Measure], result: EpochResult, epoch: int, rate: float) -> EpochRow:
-    """The history's row for ``measures`` of the splits. Raises UserError where a loss is no finite number."""
-    validation = measures.get("validation")
+    """The history's row for ``measures`` of the splits. Raises DivergedError where a loss is no finite number."""
+    validation, test = measures.get("validation"), measures.get("test")
     gap = measures["train"].gap_to(validation or measures["test"])
     for one in measures.values():
         if not math.isfinite(one.loss):
-            raise UserError(_diverged(one.loss, f"after epoch {epoch}", rate))
+            raise DivergedError(_diverged(one.loss, f"after epoch {epoch}", rate))
     return EpochRow(
         epoch=epoch,
         learning_rate=rate,
@@ -125,19 +150,19 @@ def epoch_row(measures: Mapping[str, Measure], result: EpochResult, epoch: int, 
         train_accuracy=measures["train"].accuracy,
         validation_loss=validation.loss if validation else None,
         validation_accuracy=validation.accuracy if validation else None,
-        test_loss=measures["test"].loss,
-        test_accuracy=measures["test"].accuracy,
+        test_loss=test.loss if test else None,
+        test_accuracy=test.accuracy if test else None,
         gap_loss=gap.loss,
         gap_accuracy=gap.accuracy,
     )
 
 
 def refuse_divergence(result: EpochResult, epoch: int, rates: Sequence[float]) -> None:
-    """Raises UserError where the loss of a step is no finite number."""
+    """Raises DivergedError where the loss of a step is no finite number."""
     bad = (~result.losses.isfinite()).nonzero()
     if len(bad):
         step = int(bad[0])
-        raise UserError(_diverged(result.losses[step].item(), f"at epoch {epoch}, step {step + 1}", rates[step]))
+        raise DivergedError(_diverged(result.losses[step].item(), f"at epoch {epoch}, step {step + 1}", rates[step]))
 
 
 def _diverged(loss: float, where: str, rate: float) -> str:

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lenet5.datasets import Split, to_float
-from lenet5.fashion_mnist import IMAGE_SIZE
+from lenet5.data.datasets import Split, to_float
+from lenet5.data.fashion_mnist import IMAGE_SIZE
 from lenet5.params import AugmentationParams, TrainParams
 
 ONECYCLE_WARMUP, ONECYCLE_START, ONECYCLE_END = (
@@ -23,6 +23,9 @@ ONECYCLE_WARMUP, ONECYCLE_START, ONECYCLE_END = (
 
 BatchLoss = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(order, flips, shifts) of a batch -> its mean loss and how many of its images are classified rightly."""
+
+Gradients = BatchLoss
+"""The same, and the gradients of that loss are left in the weights' ``grad``."""
 
 
 def learning_rates(params: TrainParams, steps: int) -> list[float]:
@@ -43,7 +46,7 @@ def learning_rates(params: TrainParams, steps: int) -> list[float]:
 def make_optimizer(weights: Iterable[nn.Parameter], params: TrainParams) -> torch.optim.Optimizer:
     """The optimizer that ``params`` name, over all of ``weights``, its state there from the start.
 
-    Its learning rate is a tensor beside the weights, so that a captured step reads what is copied into it.
+    Its learning rate is a tensor beside the weights, as is the one that each step puts in its place.
     """
     weights = list(weights)
     device = weights[0].device
@@ -118,20 +121,31 @@ def draw_batch(
     return augment(batch, flips, shifts) if augmentation.horizontal_flip or augmentation.shift else batch
 
 
+def autograd(
+    loss_of: BatchLoss, optimizer: torch.optim.Optimizer, order: Tensor, flips: Tensor, shifts: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``loss_of`` a batch, and back through what computed it: ``Gradients`` by PyTorch's own means."""
+    optimizer.zero_grad(set_to_none=True)
+    losses, correct = loss_of(order, flips, shifts)
+    losses.backward(torch.ones_like(losses))
+    return losses.detach(), correct
+
+
 def train_step(
-    loss_of: BatchLoss,
+    gradients_of: Gradients,
     optimizer: torch.optim.Optimizer,
     batch: tuple[Tensor, Tensor, Tensor],
     rate: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """One step of gradient descent at learning rate ``rate``; the batch's loss and hits, left on the device."""
+    """One step of gradient descent at learning rate ``rate`` (); the batch's loss and hits, left on the device.
+
+    The optimizer reads ``rate`` where it lies, so that a captured step takes what is there when it is replayed.
+    """
     for group in optimizer.param_groups:
-        group["lr"].copy_(rate)
-    optimizer.zero_grad(set_to_none=True)
-    losses, correct = loss_of(*batch)
-    losses.backward(torch.ones_like(losses))
+        group["lr"] = rate
+    losses, correct = gradients_of(*batch)
     optimizer.step()
-    return losses.detach(), correct
+    return losses, correct
 
 
 def _create_state(optimizer: torch.optim.Optimizer, weights: list[nn.Parameter]) -> None:

@@ -4,7 +4,7 @@ Every replica has its own seed: its first weights and its own shuffling and augm
 alone. Only dropout draws from one stream for all.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -12,16 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
-from lenet5 import cuda_graph
-from lenet5.datasets import Split, Splits, to_float
-from lenet5.engine import EngineChoice, EpochResult, compiled, run_launches, run_steps
-from lenet5.evaluation import Measure
-from lenet5.model import LeNet5
+from lenet5.data.datasets import Split, Splits, to_float
+from lenet5.network.lenet5 import LeNet5
 from lenet5.params import ModelParams, TrainParams
-from lenet5.recipe import EpochPlan, draw_batch, draw_plan, learning_rates, make_optimizer
-from lenet5.training import Progress, epoch_row, make_model, refuse_divergence
+from lenet5.results.evaluation import Measure
+from lenet5.training import cuda_graph
+from lenet5.training.engine import EngineChoice, EpochResult, brief_steps, compiled, run_launches, run_steps
+from lenet5.training.loop import Progress, epoch_row, make_model, refuse_divergence
+from lenet5.training.recipe import EpochPlan, autograd, draw_batch, draw_plan, learning_rates, make_optimizer
 
-MEASURED_AT_ONCE = 1000
+MEASURED_AT_ONCE = 32_000
 """Images, times the replicas: their activations have to fit into memory."""
 
 
@@ -62,17 +62,34 @@ def train_replicas(
     recorder: cuda_graph.Recorder = cuda_graph.record,
 ) -> list[Progress]:
     """Train one replica from each of ``seeds``; what became of each. Raises UserError where one diverges."""
+    progress: list[Progress] = []
+    for progress in replica_epochs(model, splits, params, seeds, choice, recorder):  # noqa: B007 - the last counts
+        pass
+    return progress
+
+
+def replica_epochs(
+    model: ModelParams,
+    splits: Splits,
+    params: TrainParams,
+    seeds: Sequence[int],
+    choice: EngineChoice,
+    recorder: cuda_graph.Recorder = cuda_graph.record,
+) -> Iterator[list[Progress]]:
+    """How far every replica has come, after each epoch, until all are through. Raises as ``train_replicas``."""
     data, device = splits.train, splits.train.labels.device
     stack = Stack([make_model(model, seed, device) for seed in seeds])
     optimizer = make_optimizer(stack.parameters(), params)
-    plain = partial(stack_loss, stack, data, params)
-    fast = compiled(plain, params.deterministic) if choice.compiles else plain
+    loss_of = partial(stack_loss, stack, data, params)
+    plain = partial(autograd, loss_of, optimizer)
+    fast = partial(autograd, compiled(loss_of, params.deterministic), optimizer) if choice.compiles else plain
     steps: Callable[..., Tensor] = partial(run_steps, stack, optimizer, plain, fast, params.batch_size)
     counts: Callable[..., Tensor] = partial(stack_counts, stack, list(splits.measured().values()))
     if choice.name == "graph":
         tensors = [*stack.parameters(), *(value for state in optimizer.state.values() for value in state.values())]
-        steps = cuda_graph.Replayed(steps, lambda: [*tensors, optimizer.param_groups[0]["lr"]], recorder)
-        counts = cuda_graph.Replayed(counts, list, recorder)
+        brief = partial(brief_steps, steps, params.batch_size)
+        steps = cuda_graph.Replayed(steps, brief, lambda: tensors, recorder)
+        counts = cuda_graph.Replayed(counts, counts, list, recorder)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     progress = [Progress(params) for _ in seeds]
     epoch = -(-len(data) // params.batch_size)
@@ -88,9 +105,9 @@ def train_replicas(
                 refuse_divergence(result, number, rates)
                 row = epoch_row(_measures(splits, measured, replica), result, number, rates[-1])
                 one.add(row, stack.weights_of(replica))
+        yield progress
         if all(one.out_of_patience() for one in progress):
-            break
-    return progress
+            return
 
 
 def stack_loss(
@@ -122,7 +139,8 @@ def stack_plans(plans: Sequence[EpochPlan]) -> EpochPlan:
 
 
 def _sums(stack: Stack, split: Split) -> tuple[Tensor, Tensor]:
-    logits = torch.cat([stack(to_float(part)) for part in split.images.split(MEASURED_AT_ONCE)], dim=1)
+    images = max(1, MEASURED_AT_ONCE // len(stack.weights[0]))
+    logits = torch.cat([stack(to_float(part)) for part in split.images.split(images)], dim=1)
     labels = split.labels.expand(logits.shape[:2])
     losses = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
     return losses.double().mean(1), (logits.argmax(2) == labels).sum(1).double()

@@ -1,0 +1,75 @@
+"""What training finds on this machine: GPU, driver, compiler. Asked without PyTorch, which may be what is broken."""
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from lenet5.errors import UserError
+from lenet5.findings import Finding, call, installed, program
+from lenet5.params import load_params
+from lenet5.training.cards import Driver, NoDriverError, ask_driver
+from lenet5.training.compiler import BuildError, build, compiler_name
+from lenet5.workspace import LIBRARIES, PARAMS_FILE
+
+
+def check_cuda() -> Iterator[Finding]:
+    """The GPUs, whether their driver is new enough, and whether PyTorch, in a process of its own, can use them."""
+    if not find_spec("pynvml"):  # check_packages tells how to install it
+        yield Finding("note", "cuda", "cannot be looked into: the package nvidia-ml-py is missing")
+        return
+    try:
+        driver = ask_driver()
+    except NoDriverError as error:
+        yield _no_gpu(f"no NVIDIA driver answers ({error})")
+        return
+    yield _gpus(driver)
+
+
+def check_compiler() -> Iterator[Finding]:
+    """The C++ compiler, which makes training on a CPU faster where it is there."""
+    slow = "training on a CPU is less than half as fast; on Debian, `apt-get install g++`"
+    found = program("compiler", (compiler_name(),), slow)
+    broken = _cannot_build() if found.level == "ok" and sys.platform == "linux" else ""
+    yield Finding("note", "compiler", f"{compiler_name()} {broken}; {slow}") if broken else found
+
+
+def _cannot_build() -> str:
+    """Why the compiler makes no library of a line of C++, as training has it do; empty where it does."""
+    there = LIBRARIES.parent.is_dir() and os.access(LIBRARIES.parent, os.W_OK)  # /tmp may be mounted noexec
+    with tempfile.TemporaryDirectory(dir=LIBRARIES.parent if there else None) as folder:
+        probe = Path(folder, "probe.cpp")
+        probe.write_text("#include <vector>\n", encoding="utf-8")
+        try:
+            build(probe, {}, Path(folder, "libraries"))
+        except BuildError as error:
+            return str(error)
+    return ""
+
+
+def _device_wished() -> str:
+    try:
+        return load_params(PARAMS_FILE).train.device
+    except UserError:  # check_params tells
+        return "auto"
+
+
+def _no_gpu(reason: str) -> Finding:
+    if _device_wished() == "cuda":
+        return Finding("problem", "cuda", f"{reason}, but train.device is cuda; set it to auto, or mend that")
+    return Finding("note", "cuda", f"{reason}; training takes the CPU, which is slower and needs no setting")
+
+
+def _gpus(driver: Driver) -> Finding:
+    needed = installed("cuda-toolkit")
+    if needed and driver.cuda < int(needed.split(".")[0]):
+        text = f"driver {driver.version} is for CUDA {driver.cuda}, PyTorch needs {needed}; install a newer driver"
+        return Finding("problem", "cuda", text)
+    if not driver.cards:
+        return _no_gpu(f"driver {driver.version}, but no GPU")
+    obstacle = (call(sys.executable, "-W", "ignore", "-m", "lenet5.training.device") or "").strip()
+    if obstacle:
+        return Finding("problem", "cuda", obstacle)
+    return Finding("ok", "cuda", f"{', '.join(driver.cards)}; driver {driver.version}, CUDA {driver.cuda}")

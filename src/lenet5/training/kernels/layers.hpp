@@ -1,0 +1,183 @@
+// The layers of LeNet-5 on one block of images, a Vector for each number of an image, and their gradients.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "vectors.hpp"
+
+namespace {
+
+constexpr int K = 5;
+
+// Valid cross-correlation, activation and pooling. Sums stay in registers: GROUP output maps by COLUMNS pixels of them,
+// or by the K columns of a kernel.
+template <typename Vector, int IN, int OUT, int SIZE>
+struct Convolution {
+    static constexpr int CONVOLVED = SIZE - K + 1, POOLED = CONVOLVED / 2;
+
+    typedef Vector Input[IN][SIZE][SIZE];
+    typedef Vector Output[OUT][CONVOLVED][CONVOLVED];
+    typedef Vector Pooled[OUT][POOLED][POOLED];
+    typedef float Kernels[OUT][IN][K][K];
+
+    template <int GROUP, int COLUMNS>
+    static void forward(const Input& x, const Kernels& w, const float* bias, Output& y, Pooled& pooled) {
+        static_assert(OUT % GROUP == 0 && CONVOLVED % COLUMNS == 0);
+        for (int row = 0; row < CONVOLVED; row++)
+            for (int first = 0; first < OUT; first += GROUP)
+                for (int column = 0; column < CONVOLVED; column += COLUMNS) {
+                    Vector sum[GROUP][COLUMNS];
+                    for (int o = 0; o < GROUP; o++)
+                        for (int j = 0; j < COLUMNS; j++) sum[o][j] = Vector{} + bias[first + o];
+                    for (int i = 0; i < IN; i++)
+                        for (int r = 0; r < K; r++)
+                            for (int c = 0; c < K; c++)
+#pragma GCC unroll 16
+                                for (int o = 0; o < GROUP; o++)
+#pragma GCC unroll 16
+                                    for (int j = 0; j < COLUMNS; j++)
+                                        sum[o][j] += w[first + o][i][r][c] * x[i][row + r][column + j + c];
+                    for (int o = 0; o < GROUP; o++)
+                        for (int j = 0; j < COLUMNS; j++) y[first + o][row][column + j] = Activation::of(sum[o][j]);
+                }
+        for (int o = 0; o < OUT; o++)
+            for (int r = 0; r < POOLED; r++)
+                for (int c = 0; c < POOLED; c++)
+                    pooled[o][r][c] = Pooling::of(&y[o][2 * r][2 * c], &y[o][2 * r + 1][2 * c]);
+    }
+
+    // The gradient by what was pooled becomes that by the sums of products.
+    static void unpool(const Pooled& dpooled, const Pooled& pooled, const Output& y, Output& dy) {
+        for (int o = 0; o < OUT; o++)
+            for (int r = 0; r < POOLED; r++)
+                for (int c = 0; c < POOLED; c++) {
+                    const Vector *above = &y[o][2 * r][2 * c], *below = &y[o][2 * r + 1][2 * c];
+                    Vector *dabove = &dy[o][2 * r][2 * c], *dbelow = &dy[o][2 * r + 1][2 * c];
+                    Pooling::back(dpooled[o][r][c], pooled[o][r][c], above, below, dabove, dbelow);
+                    for (int j = 0; j < 2; j++) {
+                        dabove[j] *= Activation::slope(above[j]);
+                        dbelow[j] *= Activation::slope(below[j]);
+                    }
+                }
+    }
+
+    static void input_gradient(const Output& dy, const Kernels& w, Input& dx) {
+        static_assert(OUT % 2 == 0);
+        for (int row = 0; row < SIZE; row++)
+            for (int column = 0; column < SIZE; column++) {
+                Vector sum[2][IN] = {};  // two, for the next addition need not wait for the last
+                for (int o = 0; o < OUT; o += 2)
+                    for (int r = std::max(0, row - CONVOLVED + 1); r <= std::min(K - 1, row); r++)
+                        for (int c = std::max(0, column - CONVOLVED + 1); c <= std::min(K - 1, column); c++)
+#pragma GCC unroll 16
+                            for (int i = 0; i < IN; i++) {
+                                sum[0][i] += w[o][i][r][c] * dy[o][row - r][column - c];
+                                sum[1][i] += w[o + 1][i][r][c] * dy[o + 1][row - r][column - c];
+                            }
+                for (int i = 0; i < IN; i++) dx[i][row][column] = sum[0][i] + sum[1][i];
+            }
+    }
+
+    template <int GROUP>
+    static void kernel_gradient(const Output& dy, const Input& x, Kernels& dw, float* dbias) {
+        static_assert(OUT % GROUP == 0);
+        for (int first = 0; first < OUT; first += GROUP)
+            for (int i = 0; i < IN; i++)
+                for (int r = 0; r < K; r++) {
+                    Vector sum[GROUP][K] = {};
+                    for (int row = 0; row < CONVOLVED; row++)
+                        for (int column = 0; column < CONVOLVED; column++)
+#pragma GCC unroll 16
+                            for (int o = 0; o < GROUP; o++)
+#pragma GCC unroll 16
+                                for (int c = 0; c < K; c++)
+                                    sum[o][c] += dy[first + o][row][column] * x[i][row + r][column + c];
+                    for (int o = 0; o < GROUP; o++)
+                        for (int c = 0; c < K; c++) dw[first + o][i][r][c] = sum_of(sum[o][c]);
+                }
+        for (int o = 0; o < OUT; o++) {
+            Vector sum[CONVOLVED] = {};
+            for (int row = 0; row < CONVOLVED; row++)
+                for (int column = 0; column < CONVOLVED; column++) sum[column] += dy[o][row][column];
+            for (int column = 1; column < CONVOLVED; column++) sum[0] += sum[column];
+            dbias[o] = sum_of(sum[0]);
+        }
+    }
+};
+
+// A fully connected layer; its weights are [output][input].
+template <typename Vector, int IN, int OUT>
+struct Linear {
+    template <int GROUP>
+    static void forward(const Vector* x, const float* w, const float* bias, Vector* y) {
+        static_assert(OUT % GROUP == 0);
+        for (int first = 0; first < OUT; first += GROUP) {
+            Vector sum[GROUP];
+            for (int o = 0; o < GROUP; o++) sum[o] = Vector{} + bias[first + o];
+            for (int i = 0; i < IN; i++)
+#pragma GCC unroll 16
+                for (int o = 0; o < GROUP; o++) sum[o] += w[(first + o) * IN + i] * x[i];
+            for (int o = 0; o < GROUP; o++) y[first + o] = sum[o];
+        }
+    }
+
+    template <int GROUP>
+    static void input_gradient(const Vector* dy, const float* w, Vector* dx) {
+        static_assert(IN % GROUP == 0);
+        for (int first = 0; first < IN; first += GROUP) {
+            Vector sum[GROUP] = {};
+            for (int o = 0; o < OUT; o++)
+#pragma GCC unroll 16
+                for (int i = 0; i < GROUP; i++) sum[i] += w[o * IN + first + i] * dy[o];
+            for (int i = 0; i < GROUP; i++) dx[first + i] = sum[i];
+        }
+    }
+};
+
+// What an image leaves for the gradient of a fully connected layer: its inputs, filled up to whole vectors, and the
+// gradient by its outputs.
+template <int IN, int OUT>
+struct Factors {
+    static constexpr int ROW = (IN + 15) / 16 * 16;
+
+    alignas(Whole) float x[ROW];
+    float dy[OUT];
+};
+
+// The gradient by the weights and biases of GROUP outputs. Here the lanes of a vector are inputs of one image.
+template <int GROUP, int VECTORS, typename Image, int IN, int OUT>
+void linear_gradient(const Image* images, int64_t count, Factors<IN, OUT> Image::*layer, int first, float* dw,
+                     float* dbias) {
+    static_assert(OUT % GROUP == 0 && Factors<IN, OUT>::ROW % (VECTORS * LANES) == 0);
+    for (int start = 0; start < IN; start += VECTORS * LANES) {
+        Whole sum[GROUP][VECTORS] = {};
+        for (int64_t begin = 0; begin < count; begin += LANES) {
+            Whole part[GROUP][VECTORS] = {};  // sums of few numbers round less
+            for (int64_t n = begin; n < std::min(begin + LANES, count); n++) {
+                const Whole* x = reinterpret_cast<const Whole*>((images[n].*layer).x + start);
+                const float* dy = (images[n].*layer).dy + first;
+#pragma GCC unroll 16
+                for (int o = 0; o < GROUP; o++)
+#pragma GCC unroll 16
+                    for (int j = 0; j < VECTORS; j++) part[o][j] += dy[o] * x[j];
+            }
+#pragma GCC unroll 16
+            for (int o = 0; o < GROUP; o++)
+#pragma GCC unroll 16
+                for (int j = 0; j < VECTORS; j++) sum[o][j] += part[o][j];
+        }
+        const int size = std::min(VECTORS * LANES, IN - start);
+        for (int o = 0; o < GROUP; o++) std::memcpy(dw + (first + o) * IN + start, sum[o], size * sizeof(float));
+    }
+    for (int o = first; o < first + GROUP; o++) {
+        float sum[LANES] = {};
+        for (int64_t n = 0; n < count; n++) sum[n % LANES] += (images[n].*layer).dy[o];
+        dbias[o] = 0;
+        for (int lane = 0; lane < LANES; lane++) dbias[o] += sum[lane];
+    }
+}
+
+}  // namespace
