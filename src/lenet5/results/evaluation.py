@@ -4,20 +4,22 @@ import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lenet5.datasets import Split, to_float
+from lenet5.data.datasets import Split, to_float
+from lenet5.data.fashion_mnist import CLASSES
 from lenet5.errors import UserError
-from lenet5.fashion_mnist import CLASSES
 from lenet5.files import read_trusted
-from lenet5.model import LeNet5
+from lenet5.network.lenet5 import LeNet5
 from lenet5.params import ModelParams
+
+if TYPE_CHECKING:
+    import pandas as pd  # where it is used, it is imported late: training needs none
 
 BATCH = 250
 """On a CPU: small enough for the activations to stay in its cache, twice as fast as 2,000 images at a time."""
@@ -104,20 +106,28 @@ def gap_figures(better: Mapping[str, float], worse: Mapping[str, float]) -> dict
     return asdict(Measure(better["loss"], better["accuracy"]).gap_to(Measure(worse["loss"], worse["accuracy"])))
 
 
-def predictions_table(logits: Tensor, labels: Tensor) -> pd.DataFrame:
-    """One row an image: true class, predicted class, and the probability the model gave its prediction."""
-    probabilities, predicted = logits.double().softmax(1).max(1)
+def predictions_table(logits: Tensor, labels: Tensor) -> "pd.DataFrame":
+    """One row an image: its index, true class, predicted class and that one's probability; then those of all classes.
+
+    The probabilities of all classes are rounded to six digits.
+    """
+    import pandas as pd
+
+    shares = logits.double().softmax(1)
+    probabilities, predicted = shares.max(1)
     names = np.array(CLASSES)
-    return pd.DataFrame(
+    table = pd.DataFrame(
         {
+            "image": range(len(labels)),
             "true": names[labels.numpy()],
             "predicted": names[predicted.numpy()],
             "probability": probabilities.numpy(),
         }
     )
+    return table.join(pd.DataFrame(shares.numpy().round(6), columns=names))
 
 
-def class_figures(predictions: pd.DataFrame) -> dict[str, dict[str, float]]:
+def class_figures(predictions: "pd.DataFrame") -> dict[str, dict[str, float]]:
     """Precision, recall and F1 by class."""
     from sklearn.metrics import precision_recall_fscore_support
 
@@ -130,15 +140,17 @@ def class_figures(predictions: pd.DataFrame) -> dict[str, dict[str, float]]:
     }
 
 
-def calibration_table(predictions: pd.DataFrame, bins: int) -> pd.DataFrame:
+def calibration_table(predictions: "pd.DataFrame", bins: int) -> "pd.DataFrame":
     """Share of the images, mean confidence and accuracy in each of the equal-width bins (the index) that has any."""
+    import pandas as pd
+
     right = (predictions["true"] == predictions["predicted"]).astype(float)
     bin_of = (predictions["probability"] * bins).astype(int).clip(upper=bins - 1).rename("bin")
     columns = pd.DataFrame({"confidence": predictions["probability"], "accuracy": right}).groupby(bin_of)
     return columns.mean().assign(share=columns.size() / len(predictions))
 
 
-def calibration_error(table: pd.DataFrame) -> float:
+def calibration_error(table: "pd.DataFrame") -> float:
     """Expected calibration error: mean distance of confidence from accuracy over the bins of ``calibration_table``.
 
     Guo et al., "On Calibration of Modern Neural Networks", 2017, equation 3.
@@ -146,7 +158,7 @@ def calibration_error(table: pd.DataFrame) -> float:
     return float(((table["accuracy"] - table["confidence"]).abs() * table["share"]).sum())
 
 
-def onset_of_overfitting(history: pd.DataFrame) -> int | None:
+def onset_of_overfitting(history: "pd.DataFrame") -> int | None:
     """The epoch of the lowest validation loss, after which it fell no more. None without validation images."""
     losses: Any = history["validation_loss"]
     return None if losses.isna().all() else int(history["epoch"][losses.idxmin()])

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lenet5.datasets import to_float
+from lenet5.data.datasets import to_float
+from lenet5.data.fashion_mnist import CLASSES, IMAGE_SIZE
 from lenet5.errors import UserError
-from lenet5.fashion_mnist import CLASSES, IMAGE_SIZE
-from lenet5.model import LeNet5
+from lenet5.network.lenet5 import LeNet5
 
 ONNX_BATCHES = (1, 2, 200, 10_000)
 PROGRAM_BATCHES = (200, 10_000)  # image by image it takes ten times as long as ONNX Runtime
@@ -59,6 +59,7 @@ def to_onnx(program: torch.export.ExportedProgram, opset: int, metadata: Mapping
     if exported is None:
         raise RuntimeError("torch.onnx.export returned nothing")
     proto = exported.model_proto
+    _name_free_dimension(proto.graph)
     facts = {"classes": json.dumps(CLASSES), "preprocessing": PREPROCESSING, **metadata}
     onnx.helper.set_model_props(proto, facts)
     try:
@@ -67,6 +68,14 @@ def to_onnx(program: torch.export.ExportedProgram, opset: int, metadata: Mapping
         raise UserError(f"the ONNX checker refuses the exported model (export.opset {opset}): {error}") from None
     content: bytes = proto.SerializeToString()
     return content
+
+
+def _name_free_dimension(graph: onnx.GraphProto) -> None:
+    """Call it ``batch``, as who opens the model expects; PyTorch gives the name of a symbol of its own."""
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.dim_param:
+                axis.dim_param = "batch"
 
 
 def run_onnx(onnx_model: bytes) -> Run:

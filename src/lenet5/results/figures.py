@@ -4,6 +4,7 @@ A picture's background is white on every page, its colours are told apart by col
 inputs give the same bytes.
 """
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,10 +18,10 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from lenet5.convolution import Array, corr2d
-from lenet5.edge_kernel import EDGE_KERNEL, LearnedKernel, edge_image
-from lenet5.fashion_mnist import CLASSES, IMAGE_SIZE
-from lenet5.files import atomic_path
+from lenet5.data.fashion_mnist import CLASSES, IMAGE_SIZE
+from lenet5.files import write_bytes
+from lenet5.network.convolution import Array, corr2d
+from lenet5.network.edges import KERNELS, LearnedKernel, edge_image
 
 BLUE, VERMILION, GREEN, PURPLE, ORANGE = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"  # Okabe and Ito
 SPLIT_COLOURS = {"train": BLUE, "validation": VERMILION, "test": GREEN}
@@ -44,11 +45,21 @@ FEW_EPOCHS = 25  # up to which each gets a dot
 @contextmanager
 def picture(path: Path, width: float, height: float) -> Iterator[Figure]:
     """A figure of ``width`` by ``height`` inches, written to ``path`` when the block ends well."""
-    with mpl.rc_context(STYLE):  # type: ignore[arg-type]  # the stub wants each key as a literal
-        figure = Figure(figsize=(width, height), layout="constrained")
+    with _styled(width, height) as figure:
         yield figure
-        with atomic_path(path) as beside:
-            figure.savefig(beside, dpi=120, metadata={"Software": None})
+        write_bytes(path, _png(figure))
+
+
+@contextmanager
+def _styled(width: float, height: float) -> Iterator[Figure]:
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]  # the stub wants each key as a literal
+        yield Figure(figsize=(width, height), layout="constrained")
+
+
+def _png(figure: Figure) -> bytes:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=120, metadata={"Software": None})
+    return stream.getvalue()
 
 
 def draw_curves(path: Path, history: pd.DataFrame, chosen_epoch: int, onset: int | None) -> None:
@@ -60,7 +71,8 @@ def draw_curves(path: Path, history: pd.DataFrame, chosen_epoch: int, onset: int
         figure.axes[0].set(title="loss", ylabel="cross-entropy (nats)")
         figure.axes[0].set_ylim(0, 1.05 * float(np.nanmax(_later(history, "loss"))))
         figure.axes[1].set(title="accuracy", ylabel="images classified rightly")
-        figure.axes[1].set_ylim(float(np.nanmin(_later(history, "accuracy"))) - 0.01)
+        lowest, highest = float(np.nanmin(_later(history, "accuracy"))) - 0.01, figure.axes[1].get_ylim()[1]
+        figure.axes[1].set_ylim(lowest, min(highest, 1.005))
         figure.axes[1].yaxis.set_major_formatter(PercentFormatter(1))
         figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
 
@@ -94,11 +106,33 @@ def _draw_measure(axes: Axes, history: pd.DataFrame, measure: str, onset: int | 
 
 def _mark_epochs(axes: Axes, chosen_epoch: int, onset: int | None) -> None:
     kept = f"epoch {chosen_epoch}: these weights are kept"
+    if onset is None:
+        kept = f"epoch {chosen_epoch}: the last weights are kept; no validation images, so no onset of overfitting"
     if onset not in (None, chosen_epoch):
         axes.axvline(onset, color="0.35", linestyle=":", label=f"epoch {onset}: lowest validation loss")
     elif onset:
         kept = f"epoch {onset}: lowest validation loss, these weights are kept"
     axes.axvline(chosen_epoch, color="0.35", linewidth=1, label=kept)
+
+
+def draw_comparison(path: Path, histories: Mapping[str, pd.DataFrame]) -> None:
+    """Loss and accuracy by epoch of several results, by name: of the validation images, or the test images."""
+    with picture(path, 11, 4.5) as figure:
+        colours = cycler(linestyle=["-", "--", ":", "-."]) * mpl.rcParams["axes.prop_cycle"]
+        for axes, measure in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+            axes.set_prop_cycle(colours)
+            for name, history in histories.items():
+                held_out = history[f"validation_{measure}"]
+                other = held_out.isna().all()
+                values = history[f"test_{measure}"] if other else held_out
+                marker = "." if len(history) <= FEW_EPOCHS else None
+                axes.plot(history["epoch"], values, marker=marker, label=f"{name}, test images" if other else name)
+            axes.set(title=f"{measure} on the validation images", xlabel="epoch")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.grid(visible=True)
+        figure.axes[0].set_ylabel("cross-entropy (nats)")
+        figure.axes[1].yaxis.set_major_formatter(PercentFormatter(1))
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
 
 
 def draw_confusion(path: Path, predictions: pd.DataFrame) -> None:
@@ -199,13 +233,14 @@ def draw_reliability(path: Path, table: pd.DataFrame, bins: int, error: float) -
         upper.grid(visible=True)
 
 
-def draw_feature_maps(
-    path: Path, image: Array, kernels: Array, maps: Mapping[str, Array], activation: str, pooling: str
-) -> None:
-    """One image (28, 28), the C1 ``kernels`` (6, 5, 5), and the (maps, height, width) that each layer makes of it."""
+def feature_maps(image: Array, kernels: Array, maps: Mapping[str, Array], activation: str, pooling: str) -> bytes:
+    """One image (28, 28), the C1 ``kernels`` (6, 5, 5), and the (maps, height, width) that each layer makes of it.
+
+    As PNG. Not for two threads at once: matplotlib's settings are the whole process's.
+    """
     convolution, pool = f"convolution, then {activation}", f"{pooling} pooling over 2 x 2"
     rows = {name: f"{name}: {step}" for name, step in zip(maps, (convolution, pool) * 2, strict=True)}
-    with picture(path, 11, 7.9) as figure:
+    with _styled(11, 7.9) as figure:
         figure.suptitle("what LeNet-5 makes of one image, layer by layer")
         top, bottom = np.asarray(figure.subfigures(2, 1, height_ratios=(2.5, 1)))
         left, right = top.subfigures(1, 2, width_ratios=(1, 3))
@@ -216,6 +251,7 @@ def draw_feature_maps(
         for axes, name in zip((c1, s2, *bottom.subplots(2, 1)), maps, strict=True):
             count, height, width = maps[name].shape
             _show_maps(axes, maps[name], f"{rows[name]}; {count} maps of {height} x {width}")
+        return _png(figure)
 
 
 def draw_samples(path: Path, images: Array, labels: Array) -> None:
@@ -266,25 +302,27 @@ def _show_image(axes: Axes, image: Array) -> None:
     axes.spines[:].set_visible(False)
 
 
-def draw_kernel_check(path: Path, learned: Sequence[LearnedKernel], tolerance: float) -> None:
-    """The edge image, its response to [1, -1] and to the kernel transposed, and how each seed learned the kernel."""
+def draw_kernel_check(path: Path, learned: Mapping[str, Sequence[LearnedKernel]], tolerance: float) -> None:
+    """The edge image, its responses to [1, -1] and to that transposed, and how each seed learned each of the two."""
     image = edge_image()
-    with picture(path, 11, 6) as figure:
-        pictures, curves = np.asarray(figure.subfigures(2, 1, height_ratios=(1, 1.2)))
+    names = {"vertical_edges": "[1, -1]", "horizontal_edges": "[1, -1] transposed"}
+    with picture(path, 11, 6.2) as figure:
+        pictures, curves = np.asarray(figure.subfigures(2, 1, height_ratios=(1, 1.1)))
         panels = pictures.subplots(1, 3)
-        _show_matrix(panels[0], image, "image: white with a black bar", "gray")
-        _show_matrix(panels[1], corr2d(image, EDGE_KERNEL), "response to [1, -1]: both edges", "RdBu")
-        _show_matrix(panels[2], corr2d(image, EDGE_KERNEL.T), "response to [1, -1] transposed: no edge", "RdBu")
-        loss_axes, kernel_axes = curves.subplots(1, 2)
-        for one in learned:
-            loss_axes.semilogy(range(1, len(one.losses) + 1), one.losses, label=f"seed {one.seed}")
-        loss_axes.set(
-            xlabel="gradient step",
-            ylabel="squared error, summed",
-            title="learning the kernel from its response",
-        )
-        loss_axes.legend()
-        _show_learned(kernel_axes, learned, tolerance)
+        _show_matrix(panels[0], image, "the image: white,\nwith two black rectangles", "gray")
+        for axes, (edges, kernel) in zip(panels[1:], KERNELS.items(), strict=True):
+            title = f"response to {names[edges]}:\n{edges.replace('_', ' ')}"
+            _show_matrix(axes, corr2d(image, kernel), title, "RdBu")
+        weights, *losses = curves.subplots(1, 3)
+        losses[1].sharex(losses[0])
+        losses[1].sharey(losses[0])
+        for axes, (edges, trainings) in zip(losses, learned.items(), strict=True):
+            for one in trainings:
+                axes.semilogy(range(1, len(one.losses) + 1), one.losses, label=f"seed {one.seed}")
+            axes.set(xlabel="gradient step", title=f"learning {names[edges]}")
+        losses[0].set(ylabel="squared error, summed")
+        losses[1].legend()
+        _show_learned(weights, learned, tolerance)
 
 
 def _show_matrix(axes: Axes, matrix: Array, title: str, colours: str) -> None:
@@ -296,16 +334,14 @@ def _show_matrix(axes: Axes, matrix: Array, title: str, colours: str) -> None:
     axes.spines[:].set(visible=True, color="0.6")
 
 
-def _show_learned(axes: Axes, learned: Sequence[LearnedKernel], tolerance: float) -> None:
-    axes.axhline(1, color="0.6", linewidth=1)
-    axes.axhline(-1, color="0.6", linewidth=1)
-    places = np.arange(len(learned))
-    for column, marker in ((0, "^"), (1, "v")):
-        axes.plot(places, [one.kernel[0, column] for one in learned], marker, label=f"weight {column + 1}")
-    axes.set(
-        title=f"learned weights, all within {tolerance:g} of [1, -1]",
-        xlabel="seed",
-        ylim=(-1.4, 1.4),
-    )
-    axes.set_xticks(places, [str(one.seed) for one in learned])
-    axes.legend(loc="center")
+def _show_learned(axes: Axes, learned: Mapping[str, Sequence[LearnedKernel]], tolerance: float) -> None:
+    for wanted in (1, -1):
+        axes.axhline(wanted, color="0.6", linewidth=1)
+    for (edges, trainings), shift, colour in zip(learned.items(), (-0.15, 0.15), (BLUE, VERMILION), strict=True):
+        places = np.arange(len(trainings)) + shift
+        for weight, marker in ((0, "^"), (1, "v")):
+            label = f"{edges.replace('_', ' ')}, weight {weight + 1}"
+            axes.plot(places, [one.kernel.flat[weight] for one in trainings], marker, color=colour, label=label)
+        axes.set_xticks(range(len(trainings)), [str(one.seed) for one in trainings])
+    axes.set(title=f"learned weights, all within {tolerance:g}", xlabel="seed", ylim=(-1.4, 1.4))
+    axes.legend(loc="center", fontsize=9)

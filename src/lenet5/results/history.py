@@ -4,13 +4,15 @@ import csv
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
 class EpochRow:
-    """One epoch. Losses in nats, accuracies as fractions; None without validation images.
+    """One epoch. Losses in nats, accuracies as fractions; None without validation or test images.
 
     ``running_*`` accumulate while the weights move, and with augmentation and smoothing; all others measure the
     weights at the epoch's end. The gaps compare the training sample with the validation images, or with the
@@ -25,8 +27,8 @@ class EpochRow:
     train_accuracy: float
     validation_loss: float | None
     validation_accuracy: float | None
-    test_loss: float
-    test_accuracy: float
+    test_loss: float | None
+    test_accuracy: float | None
     gap_loss: float
     gap_accuracy: float
 
@@ -69,6 +71,8 @@ class HistoryFile:
         self._started = True
 
 
-def read_history(path: Path) -> pd.DataFrame:
+def read_history(path: Path) -> "pd.DataFrame":
     """The history as a table, NaN where there were no validation images."""
+    import pandas as pd  # late: training needs none
+
     return pd.read_csv(path)

@@ -13,76 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from lenet5.fashion_mnist import CLASSES
-from lenet5.lineage import data_digest
+from lenet5.data.fashion_mnist import CLASSES, data_digest
 from lenet5.outs import CLASS_SCORES, CONFUSION, CURVES, FEATURE_MAPS, MISTAKES, RELIABILITY, SAMPLES
-from lenet5.params import TRAINING_IMAGES, Params
-from lenet5.record import flat_params
+from lenet5.params import TRAINING_IMAGES, Params, flat_params
+from lenet5.results.verdict import points, verdict
 
 if TYPE_CHECKING:  # register renders too, and has no use for torch
-    from lenet5.model import Layer
+    from lenet5.network.lenet5 import Layer
 
 TEST_IMAGES = 10_000
-GREW = 0.005
-"""Half a point of accuracy: what the gap has to grow by to be called growing, on 5,000 images."""
-WIDE = 0.02
-"""An accuracy gap of two points is worth narrowing."""
-
-
-def verdict(history: pd.DataFrame, chosen_epoch: int, onset: int | None, params: Params) -> str:
-    """Whether, when and how much the model overfits, and what to change in ``params``.
-
-    ``onset`` is the epoch of the lowest validation loss, None without validation images.
-    """
-    gaps, last = history.set_index("epoch")["gap_accuracy"], len(history)
-    if onset is None:
-        return (
-            f"No images were held out, so nothing shows when overfitting began: the weights of the last epoch, {last}, "
-            f"are kept, {_points(gaps[last])} points of accuracy better on training than on test images. "
-            "Consider holding images out (`data.validation_size: 5000`)."
-        )
-    if last == 1:
-        return (
-            f"One epoch is too few to see overfitting; the accuracy gap is {_points(gaps[1])} points. "
-            "Consider more epochs (`train.epochs`)."
-        )
-    if onset == last:
-        said = (
-            f"The validation loss was still at its lowest at the last epoch, {last}, "
-            f"with an accuracy gap of {_points(gaps[last])} points"
-        )
-        if gaps[last] >= WIDE:
-            return " ".join([f"{said}: it overfits, though more training still helped.", *_advice(params)])
-        return f"{said}: no sign of overfitting yet. Consider more epochs (`train.epochs`)."
-    change = gaps[last] - gaps[onset]
-    went = "grew" if change >= GREW else "shrank" if change <= -GREW else "hardly changed,"
-    overfits = change >= GREW or gaps[chosen_epoch] >= WIDE
-    said = (
-        f"The validation loss stopped falling at epoch {onset} of {last}; "
-        f"the accuracy gap {went} from {_points(gaps[onset])} to {_points(gaps[last])} points after that."
-    )
-    return " ".join([said, *_kept(chosen_epoch, onset), *(_advice(params) if overfits else [])])
-
-
-def _kept(chosen_epoch: int, onset: int) -> list[str]:
-    if chosen_epoch == onset:
-        return [f"The weights of epoch {onset} are kept."]
-    return [
-        f"The weights of epoch {chosen_epoch} are kept: consider those of {onset} (`train.weights: best_validation`)."
-    ]
-
-
-def _advice(params: Params) -> list[str]:
-    augmentation = params.train.augmentation
-    used = {
-        "train.augmentation": augmentation.horizontal_flip or augmentation.shift > 0,
-        "model.dropout": params.model.dropout > 0,
-        "train.weight_decay": params.train.weight_decay > 0,
-    }
-    off = [f"`{name}`" for name, on in used.items() if not on]
-    if off:
-        return [f"To narrow the gap, consider {_either(off)} ({'now off' if len(off) == 1 else 'all off now'})."]
-    return [f"To narrow the gap, consider stronger {_either([f'`{name}`' for name in used])}."]
 
 
 def summary(params: Params, history: pd.DataFrame, training: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
@@ -104,7 +43,7 @@ def summary(params: Params, history: pd.DataFrame, training: Mapping[str, Any], 
         _table(["images", "number", "loss (nats)", "accuracy"], rows),
         f"In brackets: {100 * params.evaluate.confidence:g} % intervals, which tell how much chance there is in the "
         f"choice of images, not in the training. Overfitting gap between training and {other} images: "
-        f"{gap['loss']:.3f} nats, {_points(gap['accuracy'])} points of accuracy. "
+        f"{gap['loss']:.3f} nats, {points(gap['accuracy'])} points of accuracy. "
         f"Calibration error: {evaluation['calibration_error']:.1%}.",
     )
 
@@ -259,7 +198,7 @@ h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #8886
 h1 + p + p { border-left: 4px solid #d55e00; padding: .5rem 1rem; background: #d55e0014; }
 table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; overflow-wrap: normal; }
 th, td { border-bottom: 1px solid #8886; padding: .25rem .8rem .25rem 0; text-align: left; vertical-align: top; }
-td { font-variant-numeric: tabular-nums; }
+td { font-variant-numeric: tabular-nums; } td code { overflow-wrap: anywhere; }
 img { max-width: 100%; background: #fff; border-radius: .4rem; }
 code { font-size: .9em; }
 @media (prefers-color-scheme: dark) { body { color: #e6e6e6; background: #16181c; } a { color: #8ab8ff; } }
@@ -288,13 +227,3 @@ def _loss(figures: Mapping[str, float]) -> str:
 def _accuracy(figures: Mapping[str, float]) -> str:
     low, high = 100 * figures["accuracy_low"], 100 * figures["accuracy_high"]
     return f"{figures['accuracy']:.2%} [{low:.2f}, {high:.2f}]"
-
-
-def _points(share: float) -> str:
-    """Percentage points."""
-    return f"{100 * share:.1f}"
-
-
-def _either(names: Sequence[str]) -> str:
-    *first, last = names
-    return f"{', '.join(first)} or {last}" if first else last
