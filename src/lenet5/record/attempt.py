@@ -5,10 +5,21 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
 from lenet5.files import write_bytes
+
+_PROBED_SECONDS = 0.5  # at most, that ``cut_short`` holds the lock of an attempt
+
+
+class CutShort(NamedTuple):
+    """A training that did not come to its end: its name in the record, its key's beginning, and what it trained."""
+
+    name: str
+    key: str
+    about: str
 
 
 class Attempt:
@@ -25,13 +36,15 @@ class Attempt:
 
 
 @contextmanager
-def begin(folder: Path, key: str) -> Iterator[Attempt]:
+def begin(folder: Path, key: str, about: str) -> Iterator[Attempt]:
     """The attempt at the training that ``key`` identifies: the one that did not come to its end, or a new one.
+
+    ``about`` is what a person calls it.
 
     While another process is at the very same training, that one keeps the name, and this one takes another.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / f"{key[:32]}.lock", blocking=False)
+    lock = FileLock(folder / f"{key[:32]}.lock", timeout=_PROBED_SECONDS)
     try:
         held = lock.acquire()
     except Timeout:
@@ -40,9 +53,26 @@ def begin(folder: Path, key: str) -> Iterator[Attempt]:
     with held:
         unfinished = folder / f"{key[:32]}.unfinished"
         attempt = Attempt(folder, _read(unfinished) or uuid.uuid4().hex)
-        write_bytes(unfinished, attempt.name.encode())
+        write_bytes(unfinished, f"{attempt.name}\n{about}\n".encode())
         yield attempt
         unfinished.unlink(missing_ok=True)  # not after an error: then the training is to go on
+
+
+def cut_short(folder: Path) -> list[CutShort]:
+    """The trainings that did not come to their end, and that no process is at."""
+    found = []
+    for path in sorted(folder.glob("*.unfinished")):
+        with suppress(Timeout), FileLock(path.with_suffix(".lock"), blocking=False):
+            if name := _read(path):
+                about = path.read_text(encoding="utf-8", errors="replace").partition("\n")[2].strip()
+                found.append(CutShort(name, path.stem, about))
+    return found
+
+
+def names_of_attempts(folder: Path) -> set[str]:
+    """The trainings of this workspace that have not been recorded yet, under way or not."""
+    paths = [*folder.glob("*.unfinished"), *folder.glob("*.finished")]
+    return {name for path in paths if (name := _read(path))}
 
 
 def attempt_at(folder: Path, training_digest: str) -> str | None:
@@ -60,5 +90,5 @@ def _finished(folder: Path, training_digest: str) -> Path:
 
 
 def _read(path: Path) -> str | None:
-    name = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    name = path.read_text(encoding="utf-8", errors="replace").partition("\n")[0] if path.exists() else ""
     return name if re.fullmatch("[0-9a-f]{32}", name) else None

@@ -1,18 +1,31 @@
 """Where a result comes from: code, data, machine and the versions of what computed it."""
 
 import getpass
+import json
 import os
 import platform
+import re
+import shlex
 import subprocess
+import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from lenet5.fashion_mnist import SHA256
+from lenet5.data.fashion_mnist import data_digest
+from lenet5.errors import without_credentials
 from lenet5.files import digest
+from lenet5.outs import EXPORT
 from lenet5.workspace import PARAMS_FILE
 
 # `git apply` must be able to read it, whatever the person's git is set to.
-_PLAIN = ("--no-ext-diff", "--no-color", "--binary", "--src-prefix=a/", "--dst-prefix=b/")
+_PLAIN = (
+    "--no-ext-diff", "--no-textconv", "--no-color", "--binary", "--full-index", "--unified=3", "--no-renames",
+    "--no-relative", "--ignore-submodules=none", "--submodule=short", f"-O{os.devnull}",
+    "--src-prefix=a/", "--dst-prefix=b/",
+)  # fmt: skip
+# What git would take from the environment in place of the arguments above.
+_OVERRIDING = {"GIT_DIFF_OPTS", "GIT_LITERAL_PATHSPECS", "GIT_GLOB_PATHSPECS", "GIT_NOGLOB_PATHSPECS"}
 _LIBRARIES = ("torch", "numpy", "onnx", "onnxruntime", "mlflow", "dvc")
 
 EXPERIMENT_TAGS = {"dvc.experiment": "DVC_EXP_NAME", "dvc.baseline": "DVC_EXP_BASELINE_REV"}
@@ -21,7 +34,10 @@ EXPERIMENT_TAGS = {"dvc.experiment": "DVC_EXP_NAME", "dvc.baseline": "DVC_EXP_BA
 
 @dataclass(frozen=True)
 class Code:
-    """The state of the repository; ``diff`` is what the working tree changes of ``commit``, empty when clean."""
+    """The state of the repository; ``diff`` is what the working tree changes of ``commit``, empty when clean.
+
+    Bytes of it that are no UTF-8 are surrogates, as ``surrogateescape`` makes them.
+    """
 
     commit: str
     branch: str
@@ -33,6 +49,8 @@ def read_code() -> Code:
     """Ask git. All fields are empty outside a repository."""
     # A queued experiment runs on a commit of DVC's own, which nobody can check out later; its baseline stays.
     commit = os.environ.get("DVC_EXP_BASELINE_REV") or _git("rev-parse", "HEAD")
+    if not commit and distrusted():
+        print(f"this result will not say which code made it: {distrusted()}", file=sys.stderr, flush=True)
     return Code(
         commit=commit,
         branch=_git("rev-parse", "--abbrev-ref", "HEAD"),
@@ -41,21 +59,36 @@ def read_code() -> Code:
     )
 
 
+def changed_files() -> list[str]:
+    """The files of this folder that the last commit has otherwise; none outside a repository."""
+    return _git("diff", "--name-only", "--relative", "-z", "HEAD", "--", ".").split("\0")[:-1]
+
+
+def distrusted() -> str:
+    """What to do where git says nothing of a repository because another user owns it; empty where that is not so."""
+    command = ["git", "rev-parse", "--git-dir"]
+    try:
+        done = subprocess.run(command, env=os.environ | {"LC_ALL": "C"}, capture_output=True, check=False)
+    except FileNotFoundError:
+        return ""
+    found = re.search(rb"dubious ownership.* '(.*)'", done.stderr)
+    if done.returncode == 0 or not found:
+        return ""
+    place = shlex.quote(os.fsdecode(found[1]))
+    return (
+        "git does not trust the repository, which another user owns; if you do, "
+        f"`git config --global --add safe.directory {place}`"
+    )
+
+
 def _diff(commit: str) -> str:
     """What the working tree changes of ``commit``, new files of code with it that git has not been told of yet."""
     changed = _git("diff", *_PLAIN, commit, "--", ".", ":(exclude)dvc.lock", ":(exclude)metrics")
     new = _git("ls-files", "-z", "--others", "--exclude-standard", "--", "src", "stages").split("\0")[:-1]
-    added = [_git("diff", *_PLAIN, "--no-index", "--", os.devnull, path, differs=1) for path in new]
+    folder = _git("rev-parse", "--show-prefix")  # a pipeline may lie in one of its repository
+    here = (f"--src-prefix=a/{folder}", f"--dst-prefix=b/{folder}")
+    added = [_git("diff", *_PLAIN, *here, "--no-index", "--", os.devnull, path, differs=1) for path in new]
     return "\n".join(filter(None, [changed, *added]))
-
-
-def without_credentials(url: str) -> str:
-    """Take user and password out of ``https://user:token@host/path``; of ssh the user stays, it is no secret."""
-    scheme, separator, rest = url.partition("://")
-    server, slash, path = rest.partition("/")
-    user, at, host = server.rpartition("@")
-    kept = f"{user.partition(':')[0]}@" if at and scheme == "ssh" else ""
-    return f"{scheme}{separator}{kept}{host}{slash}{path}" if separator else url
 
 
 def lineage_tags(code: Code) -> dict[str, str]:
@@ -63,11 +96,11 @@ def lineage_tags(code: Code) -> dict[str, str]:
     tags = {
         "mlflow.source.name": "dvc repro",
         "mlflow.source.type": "PROJECT",
-        "mlflow.user": _user(),
+        "mlflow.user": user(),
         "mlflow.source.git.commit": code.commit,
         "mlflow.source.git.branch": code.branch,
         "mlflow.source.git.repoURL": code.remote,
-        "git.dirty": str(bool(code.diff)).lower(),
+        "git.dirty": str(bool(code.diff)).lower() if code.commit else "",
         **{tag: os.environ.get(variable, "") for tag, variable in EXPERIMENT_TAGS.items()},
         "digest.params": digest(PARAMS_FILE.read_bytes()),
         "digest.data": data_digest(),
@@ -79,12 +112,20 @@ def lineage_tags(code: Code) -> dict[str, str]:
     return {name: value for name, value in tags.items() if value}
 
 
-def data_digest() -> str:
-    """Identify FashionMNIST: the files that all stages insist on."""
-    return digest("".join(sorted(SHA256.values())).encode())
+def experiments_called(name: str) -> list[dict[str, str]]:
+    """Tags of the runs of the DVC experiments of this name, which `dvc exp rename` may have given them since."""
+    tags = []
+    for ref in _git("for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{name}").splitlines():
+        export, params = (_git("show", f"{ref}:./{path.as_posix()}") for path in (EXPORT, PARAMS_FILE))
+        with suppress(ValueError, KeyError, TypeError):  # not of this pipeline, or of one before it kept that
+            weights = json.loads(export)["weights_sha256"]
+            content = f"{params}\n".encode(errors="surrogateescape")
+            tags.append({"digest.weights": weights, "digest.params": digest(content)})
+    return tags
 
 
-def _user() -> str:
+def user() -> str:
+    """Who runs this; empty where the machine does not know."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):  # a container's user id without a name
@@ -93,9 +134,10 @@ def _user() -> str:
 
 def _git(*arguments: str, differs: int = 0) -> str:
     """What git prints, its line ends as they are; nothing where its exit status is neither 0 nor ``differs``."""
+    environment = {name: value for name, value in os.environ.items() if name not in _OVERRIDING}
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, check=False)
+        done = subprocess.run(["git", *arguments], env=environment, capture_output=True, check=False)
     except FileNotFoundError:
         return ""
-    printed = done.stdout.decode(errors="replace").removesuffix("\n")
+    printed = done.stdout.decode(errors="surrogateescape").removesuffix("\n")
     return printed if done.returncode in (0, differs) else ""

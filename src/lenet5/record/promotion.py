@@ -1,20 +1,24 @@
 """Which model version becomes champion, and why."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from lenet5.params import RegisterParams
 
+CHAMPION, CHALLENGER, REJECTED = "champion", "challenger", "rejected"
+
 
 @dataclass(frozen=True)
 class Decision:
-    """What becomes of a new version: ``alias`` is champion, challenger or rejected; the rest is the evidence.
+    """What a model became when it was registered: champion, challenger or rejected; the rest is the evidence.
 
     ``candidate_only`` and ``champion_only`` count the test images that only one of the two classifies rightly.
     """
 
-    alias: str
+    became: str
     reason: str
     accuracy: float
     champion_accuracy: float | None = None
@@ -34,16 +38,16 @@ def decide(candidate: pd.DataFrame, gap: float, champion: pd.DataFrame | None, l
     accuracy = float(right.mean())
     if accuracy < limits.min_test_accuracy:
         reason = f"test accuracy {accuracy:.4f} is below register.min_test_accuracy {limits.min_test_accuracy:g}"
-        return Decision("rejected", reason, accuracy)
+        return Decision(REJECTED, reason, accuracy)
     if gap > limits.max_accuracy_gap:
         reason = f"accuracy gap {gap:.4f} is above register.max_accuracy_gap {limits.max_accuracy_gap:g}"
-        return Decision("rejected", reason, accuracy)
+        return Decision(REJECTED, reason, accuracy)
     if champion is None:
-        return Decision("champion", "there was no champion, and it is within the limits", accuracy)
+        return Decision(CHAMPION, "there was no champion, and it is within the limits", accuracy)
     if not candidate["true"].equals(champion["true"]):
         raise ValueError("the champion was measured on other test images")
     champion_right = champion["true"] == champion["predicted"]
-    candidate_only, champion_only = int((right & ~champion_right).sum()), int((champion_right & ~right).sum())
+    candidate_only, champion_only = discordant(candidate, champion)
     p_value = mcnemar(candidate_only, champion_only)
     better = candidate_only > champion_only and p_value <= limits.alpha
     reason = (
@@ -51,7 +55,7 @@ def decide(candidate: pd.DataFrame, gap: float, champion: pd.DataFrame | None, l
         f"p = {p_value:.3g}, register.alpha {limits.alpha:g}"
     )
     return Decision(
-        alias="champion" if better else "challenger",
+        became=CHAMPION if better else CHALLENGER,
         reason=reason,
         accuracy=accuracy,
         champion_accuracy=float(champion_right.mean()),
@@ -59,6 +63,21 @@ def decide(candidate: pd.DataFrame, gap: float, champion: pd.DataFrame | None, l
         champion_only=champion_only,
         p_value=p_value,
     )
+
+
+def discordant(first: pd.DataFrame, second: pd.DataFrame) -> tuple[int, int]:
+    """How many of the same images only the first of two models classifies rightly, and only the second."""
+    right, other = (table["true"] == table["predicted"] for table in (first, second))
+    return int((right & ~other).sum()), int((other & ~right).sum())
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """``p_values`` of several tests, adjusted so that none is small by their number alone (Holm, 1979)."""
+    order = np.argsort(p_values, kind="stable")
+    times = np.arange(len(p_values), 0, -1)
+    adjusted = np.empty(len(p_values))
+    adjusted[order] = np.maximum.accumulate(times * np.asarray(p_values)[order]).clip(max=1)
+    return [float(value) for value in adjusted]
 
 
 def mcnemar(first_only: int, second_only: int) -> float:

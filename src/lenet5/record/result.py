@@ -1,6 +1,7 @@
 """What the record of one result holds, worked out from params and outs alone. Knows nothing of MLflow."""
 
 import os
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,11 +12,12 @@ import pandas as pd
 
 from lenet5.errors import UserError
 from lenet5.files import digest, read_json, read_trusted
-from lenet5.history import EpochRow, read_history
 from lenet5.outs import CARD, EVALUATION, EXPORT, HISTORY, ONNX, PREDICTIONS, PROGRAM, TRAINING, WEIGHTS
-from lenet5.params import Params
+from lenet5.params import Params, flat_params
+from lenet5.results.history import EpochRow, read_history
 
-# What each curve is called: MLflow's UI makes a group of what stands before the slash, and compares runs by the first.
+# What each curve is called: MLflow's UI makes a group of what stands before the slash. A figure of the finished model
+# has no slash, so that MLflow's search takes its name as it is.
 _CURVES = {
     "validation_accuracy": "accuracy/validation",
     "test_accuracy": "accuracy/test",
@@ -30,6 +32,10 @@ _CURVES = {
     "learning_rate": "learning_rate",
 }
 
+RECORDED = ("kernel_check", "data", "model", "train", "evaluate", "export")
+"""The sections of the params that a run holds."""
+
+TRAIN_ACCURACY = _CURVES["train_accuracy"]
 SPEED = "speed/images_per_second"
 
 
@@ -45,8 +51,14 @@ class Point(NamedTuple):
 def epoch_points(row: EpochRow, images_per_second: float | None) -> list[Point]:
     """The points an epoch adds to the curves; its speed is no part of the history, it differs from run to run."""
     now = time.time_ns() // 1_000_000
-    values = {name: getattr(row, column) for column, name in _CURVES.items()} | {SPEED: images_per_second}
-    return [Point(name, value, row.epoch, now) for name, value in values.items() if value is not None]
+    speed = [] if images_per_second is None else [Point(SPEED, images_per_second, row.epoch, now)]
+    return [*curve_points(row, now), *speed]
+
+
+def curve_points(row: EpochRow, timestamp: int) -> list[Point]:
+    """The points an epoch adds to the curves of the history."""
+    values = {name: getattr(row, column) for column, name in _CURVES.items()}
+    return [Point(name, value, row.epoch, timestamp) for name, value in values.items() if value is not None]
 
 
 def history_points(history: pd.DataFrame) -> list[Point]:
@@ -60,16 +72,29 @@ def history_points(history: pd.DataFrame) -> list[Point]:
     ]
 
 
-def best_figures(history: pd.DataFrame, chosen_epoch: int) -> dict[str, float]:
-    """The curves at the epoch whose weights were kept."""
-    row = history.loc[history["epoch"] == chosen_epoch].iloc[0]
-    columns = [column for column in _CURVES if not column.startswith(("running", "learning")) and pd.notna(row[column])]
-    return {"best/epoch": float(chosen_epoch)} | {f"best/{column}": float(row[column]) for column in columns}
+def model_figures(
+    training: Mapping[str, Any], evaluation: Mapping[str, Any], export: Mapping[str, Any]
+) -> dict[str, float]:
+    """The figures of the finished model: for all images, by class, of the export, and the epoch its weights are of."""
+    best = {"best_epoch": float(training["chosen_epoch"])}
+    return evaluation_figures(evaluation) | best | {"export_difference": max(export["parity"].values())}
 
 
-def final_figures(evaluation: Mapping[str, Any], export: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of the finished model, in groups: for all images, by class, of the export."""
-    return evaluation_figures(evaluation) | {"export/largest_difference": max(export["parity"].values())}
+def headline(training: Mapping[str, Any], evaluation: Mapping[str, Any], champion: bool) -> dict[str, float | bool]:
+    """What DVC's tables show of a result, what matters most first; names are short, for columns side by side.
+
+    ``test``, ``validation`` and ``train`` are accuracies, ``gap`` is that of the accuracy; without validation images
+    the gaps are those to the test images. ``epoch`` is that of the weights kept, ``ece`` the calibration error.
+    """
+    gap, splits = evaluation["gap"], ("test", "validation", "train")
+    figures = {name: _shown(evaluation[name]["accuracy"]) for name in splits if name in evaluation}
+    return figures | {
+        "gap": _shown(gap["accuracy"]),
+        "champion": champion,
+        "loss_gap": _shown(gap["loss"]),
+        "epoch": training["chosen_epoch"],
+        "ece": _shown(evaluation["calibration_error"]),
+    }
 
 
 def evaluation_figures(evaluation: Mapping[str, Any]) -> dict[str, float]:
@@ -77,18 +102,22 @@ def evaluation_figures(evaluation: Mapping[str, Any]) -> dict[str, float]:
     figures: dict[str, float] = {}
     for name, value in evaluation.items():
         if name == "classes":
-            figures |= {f"f1/{_metric_name(label)}": scores["f1"] for label, scores in value.items()}
+            figures |= {f"f1_{_word(label)}": scores["f1"] for label, scores in value.items()}
         elif isinstance(value, Mapping):
-            figures |= {f"final/{name}_{key}": number for key, number in value.items()}
+            figures |= {f"{name}_{key}": number for key, number in value.items()}
         elif value is not None:
-            figures[f"final/{name}"] = float(value)
+            figures[name] = float(value)
     return figures
 
 
-def flat_params(params: Params, *sections: str) -> dict[str, str]:
-    """The params of ``sections`` as MLflow shows them: ``train.lr`` -> ``0.9``."""
-    content = params.model_dump(by_alias=True)
-    return {key: str(value) for name in sections for key, value in _flatten(name, content[name])}
+def recorded_figures(metrics: Mapping[str, float]) -> dict[str, float]:
+    """A run's ``metrics`` under the names of today: earlier ones were called ``final/test_accuracy`` and the like."""
+    return {_name_of_today(name): value for name, value in metrics.items()}
+
+
+def readable(figures: Mapping[str, float]) -> dict[str, float]:
+    """``figures`` to six digits: MLflow's tables show every digit of what they are given."""
+    return {name: float(f"{value:.6g}") for name, value in figures.items()}
 
 
 def run_name(params: Params) -> str:
@@ -115,6 +144,11 @@ class Result:
     training_digest: str
     result_digest: str
 
+    @property
+    def recorded_params(self) -> dict[str, str]:
+        """Every param that can change a figure, as MLflow shows them."""
+        return flat_params(self.params, *RECORDED)
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -125,6 +159,7 @@ class Measured:
     evaluation: Mapping[str, Any]
     predictions: pd.DataFrame
     data_digest: str
+    history: pd.DataFrame
 
 
 def read_predictions(path: Path) -> pd.DataFrame:
@@ -166,11 +201,21 @@ def digest_training(params: Params) -> str:
     return digest(recipe.encode() + b"".join(path.read_bytes() for path in (WEIGHTS, HISTORY, TRAINING)))
 
 
-def _flatten(prefix: str, value: object) -> list[tuple[str, object]]:
-    if not isinstance(value, Mapping):
-        return [(prefix, value)]
-    return [pair for key, inner in value.items() for pair in _flatten(f"{prefix}.{key}", inner)]
+def _shown(figure: float) -> float:
+    """To what ten thousand images can tell: with more digits, results that are the same would show as changed."""
+    return round(figure, 4)
 
 
-def _metric_name(label: str) -> str:
-    return label.replace("/", "-").replace(" ", "_")
+def _name_of_today(name: str) -> str:
+    group, _, rest = name.rpartition("/")
+    return {
+        "final": rest,
+        "f1": f"f1_{_word(rest)}",
+        "best": f"best_{rest}",
+        "export": "export_difference",
+    }.get(group, name)
+
+
+def _word(label: str) -> str:
+    """``label`` as MLflow's search takes it without quotes."""
+    return re.sub(r"\W", "_", label).lower()

@@ -5,12 +5,17 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from lenet5.record import Point
+from lenet5.record.addresses import without_secrets
+from lenet5.record.result import Point
 
 _BATCH = 1000
 _EVERY_SECONDS = 1.0
 _AFTER_FAILURE_SECONDS = 5.0
 _KILLED_PATIENCE = 0.5
+_FAILED_PATIENCE = 60.0  # a training that fails at once fails before the store has been opened
+
+_REST_TO_COME = "MLflow has not got everything yet; `dvc repro` sends the rest at the stage register"
+_FAILURE_UNHEARD = "MLflow has not heard that this training failed; the next one closes its run there"
 
 
 class Run(Protocol):
@@ -19,8 +24,8 @@ class Run(Protocol):
     def log_points(self, points: Sequence[Point]) -> None:
         """Add points; one that is there already is not added again."""
 
-    def finish(self, training_digest: str) -> None:
-        """Say what training produced."""
+    def finish(self, training_digest: str) -> str:
+        """Say what training produced; returns where a person sees the run."""
 
     def fail(self, reason: str, killed: bool) -> None:
         """Say that training did not end, and why."""
@@ -40,8 +45,7 @@ class Stream:
         self._wake = threading.Event()
         self._pending: list[Point] = []
         self._last_word: Callable[[Run], None] | None = None
-        self._behind = False
-        self._connected = False
+        self._behind = self._connected = self._failed = False
         self._thread = threading.Thread(target=self._deliver, daemon=True, name="tracking")
 
     def __enter__(self) -> "Stream":
@@ -51,26 +55,32 @@ class Stream:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if error is not None:
             killed = not isinstance(error, Exception)
+            self._failed = not killed
             reason = str(error) or type(error).__name__
             # Who presses Ctrl-C does not want to wait, least of all for a store that does not answer.
-            patience = self._patience if not killed else _KILLED_PATIENCE if self._connected else 0.0
-            self._end(lambda run: run.fail(reason, killed), patience)
+            patience = _FAILED_PATIENCE if not killed else _KILLED_PATIENCE if self._connected else 0.0
+            self._end(lambda run: run.fail(reason, killed), patience, _REST_TO_COME if killed else _FAILURE_UNHEARD)
 
     def send(self, points: Sequence[Point]) -> None:
         """Queue ``points``; returns at once."""
         with self._lock:
             self._pending.extend(points)
 
-    def finish(self, training_digest: str) -> None:
-        """Deliver what is queued and close training's part of the run, or give up after ``patience`` seconds."""
-        self._end(lambda run: run.finish(training_digest), self._patience)
+    def finish(self, training_digest: str) -> str | None:
+        """Deliver what is queued and close training's part of the run, or give up after ``patience`` seconds.
 
-    def _end(self, last_word: Callable[[Run], None], patience: float) -> None:
+        Returns where a person sees the run, None where it is not there yet.
+        """
+        pages: list[str] = []
+        self._end(lambda run: pages.append(run.finish(training_digest)), self._patience, _REST_TO_COME)
+        return pages[0] if pages else None
+
+    def _end(self, last_word: Callable[[Run], None], patience: float, unheard: str) -> None:
         self._last_word = last_word
         self._wake.set()
         self._thread.join(patience)
         if self._thread.is_alive():
-            self._say("MLflow has not got everything yet; `dvc repro` sends the rest at the stage register")
+            self._say(unheard)
 
     def _deliver(self) -> None:
         run: Run | None = None
@@ -105,9 +115,11 @@ class Stream:
                 del self._pending[: len(batch)]
 
     def _report(self, error: Exception) -> None:
-        if not self._behind:
+        reason = " ".join(without_secrets(str(error)).split())[:200]
+        if self._failed:
+            self._say(f"{_FAILURE_UNHEARD} ({reason})")
+        elif not self._behind:
             self._behind = True
-            reason = " ".join(str(error).split())[:200]
             self._say(f"MLflow is behind, training goes on and nothing is lost ({reason})")
 
     @staticmethod

@@ -1,0 +1,90 @@
+"""What a model version was judged by, kept with the model itself: it outlives the run that the version came from."""
+
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import LifecycleStage
+from mlflow.entities import Run as MlflowRun
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+
+from lenet5.data.fashion_mnist import data_digest
+from lenet5.files import read_json
+from lenet5.outs import EVALUATION, HISTORY, PREDICTIONS
+from lenet5.record.result import Measured, Result, read_predictions
+from lenet5.results.history import read_history
+
+_FOLDER, _ABOUT = "evidence", "about.json"
+
+
+@dataclass(frozen=True)
+class _About:
+    run_name: str
+    run_id: str
+    params: dict[str, str]
+    data_digest: str
+
+
+def model_id_of(version: ModelVersion) -> str:
+    """The logged model that the version is."""
+    return str(version.source).removeprefix("models:/")
+
+
+def is_whole(client: MlflowClient, version: ModelVersion) -> bool:
+    """Whether the run and the logged model that the version names are there."""
+    try:
+        client.get_logged_model(model_id_of(version))
+        return bool(client.get_run(str(version.run_id)).info.lifecycle_stage == LifecycleStage.ACTIVE)
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+            raise
+        return False
+
+
+def log_evidence(client: MlflowClient, model_id: str, run: MlflowRun, result: Result) -> None:
+    """Give the logged model what it was judged by, once."""
+    if client.list_logged_model_artifacts(model_id, _FOLDER):
+        return
+    about = _About(run.info.run_name, run.info.run_id, result.recorded_params, data_digest())
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for path in (EVALUATION, PREDICTIONS, HISTORY):
+            shutil.copy(path, folder / path.name)
+        (folder / _ABOUT).write_text(json.dumps(vars(about), indent=2), encoding="utf-8")
+        client.log_model_artifacts(model_id, name, _FOLDER)
+
+
+def has_evidence(client: MlflowClient, version: ModelVersion) -> bool:
+    """Whether the version's model keeps what it was judged by; those of earlier releases do not."""
+    return bool(client.list_logged_model_artifacts(model_id_of(version), _FOLDER))
+
+
+def download_from_model(client: MlflowClient, uri: str, model_id: str, path: str, folder: Path) -> Path:
+    """Download what the logged model keeps at ``path``, all of it for an empty one, into ``folder``.
+
+    By its place: MLflow looks up ``models:/`` in the store of the process, which need not be the one at ``uri``.
+    """
+    place = f"{client.get_logged_model(model_id).artifact_location}/{path}".rstrip("/")
+    return Path(mlflow.artifacts.download_artifacts(place, dst_path=str(folder), tracking_uri=uri))
+
+
+def read_evidence(client: MlflowClient, uri: str, version: ModelVersion, folder: Path) -> Measured | None:
+    """What ``version`` was judged by, through ``folder``; None for one of an earlier release, whose run has it."""
+    if not has_evidence(client, version):
+        return None
+    place = download_from_model(client, uri, model_id_of(version), _FOLDER, folder)
+    about = _About(**read_json(place / _ABOUT))
+    return Measured(
+        name=f"{about.run_name} ({about.run_id[:8]})",
+        params=about.params,
+        evaluation=read_json(place / EVALUATION.name),
+        predictions=read_predictions(place / PREDICTIONS.name),
+        data_digest=about.data_digest,
+        history=read_history(place / HISTORY.name),
+    )

@@ -1,0 +1,93 @@
+"""Several seeds of one recipe as one run, with a child for each that has finished; a repetition doubles nothing."""
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+from mlflow.entities import Metric
+from mlflow.entities import Run as MlflowRun
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from lenet5.errors import UserError
+from lenet5.params import Params
+from lenet5.record.lineage import Code
+from lenet5.record.live_run import log_points, missing_points, trained_params
+from lenet5.record.result import epoch_points, readable, run_name
+from lenet5.record.store import DESCRIPTION, Store, user_errors
+from lenet5.results.history import EpochRow
+
+SEEDS, SEED = "seeds", "seed"
+"""Tags: of the parent, what was asked for, and of a child, which seed it is. A repetition finds them by these."""
+
+THEN = "; what has finished is kept, and the same command sends it"
+_KILLED_PATIENCE = 0.5  # who presses Ctrl-C does not wait for a store
+
+
+class SeedsRun:
+    """The run of one question, opened, or found again by ``question``. Raises UserError as ``user_errors``."""
+
+    def __init__(
+        self, store: Store, params: Params, seeds: Sequence[int], question: str, tags: Mapping[str, str], code: Code
+    ) -> None:
+        self._store, self._recipe, self._tags, self._code = store, trained_params(params), tags, code
+        with user_errors(store.uri, THEN):
+            found = store.runs(SEEDS, question)
+            parent = found[0] if found else self._open(run_name(params), seeds, question)
+            self.run_id: str = parent.info.run_id
+            self.page = store.page_of(self.run_id)
+            self._children: dict[int, MlflowRun] = {
+                int(run.data.tags[SEED]): run for run in store.runs(MLFLOW_PARENT_RUN_ID, self.run_id)
+            }
+            if parent.info.status == "KILLED":
+                store.client.update_run(self.run_id, status="RUNNING")
+
+    def add(self, seed: int, rows: Sequence[EpochRow], figures: Mapping[str, float]) -> None:
+        """Record a seed that has finished, or what of it is missing. Raises as ``user_errors``."""
+        with user_errors(self._store.uri, THEN):
+            child = self._children.get(seed)
+            if child is None:
+                child = self._store.create_run(
+                    f"seed-{seed}",
+                    {**self._tags, MLFLOW_PARENT_RUN_ID: self.run_id, SEED: str(seed)},
+                    self._recipe | {"train.seed": str(seed)},
+                    self._code,
+                )
+            if child.info.status != "FINISHED":
+                points = [point for row in rows for point in epoch_points(row, None)]
+                new = (
+                    missing_points(self._store.client, child.info.run_id, points) if seed in self._children else points
+                )
+                log_points(self._store.client, child.info.run_id, new)
+                self._finish(child.info.run_id, figures)
+            self._children[seed] = self._store.client.get_run(child.info.run_id)
+
+    def finish(self, summary: Mapping[str, float]) -> None:
+        """Give the parent its figures, and close it. Raises as ``user_errors``."""
+        with user_errors(self._store.uri, THEN):
+            if self._store.client.get_run(self.run_id).info.status != "FINISHED":
+                self._finish(self.run_id, summary)
+
+    def interrupted(self) -> None:
+        """Say that the seeds are not all there, if the store answers at once."""
+        thread = threading.Thread(target=self._kill, daemon=True)
+        thread.start()
+        thread.join(_KILLED_PATIENCE)
+
+    def _open(self, name: str, seeds: Sequence[int], question: str) -> MlflowRun:
+        shared = {name: value for name, value in self._recipe.items() if name != "train.seed"}
+        note = f"Means over {len(seeds)} seeds, {seeds[0]} to {seeds[-1]}, with their deviation and interval."
+        tags = {**self._tags, SEEDS: question, DESCRIPTION: note}
+        return self._store.create_run(
+            f"{name}-and-{len(seeds) - 1}-more", tags, shared | {"seeds": str(len(seeds))}, self._code
+        )
+
+    def _finish(self, run_id: str, figures: Mapping[str, float]) -> None:
+        now = time.time_ns() // 1_000_000
+        metrics = [Metric(key, value, now, 0) for key, value in readable(figures).items()]
+        self._store.client.log_batch(run_id, metrics=metrics)
+        self._store.client.set_terminated(run_id, "FINISHED")
+
+    def _kill(self) -> None:
+        with suppress(UserError), user_errors(self._store.uri):
+            self._store.client.set_terminated(self.run_id, "KILLED")

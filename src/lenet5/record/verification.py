@@ -1,0 +1,77 @@
+"""Whether the record has all it needs: every complete result its files, every version its run and its model."""
+
+from collections.abc import Iterator
+
+from mlflow import MlflowClient
+from mlflow.entities import Run as MlflowRun
+
+from lenet5.findings import Finding
+from lenet5.outs import CARD, EVALUATION, HISTORY, PREDICTIONS, PROGRAM
+from lenet5.params import Params
+from lenet5.record.addresses import store_uri
+from lenet5.record.evidence import has_evidence, is_whole, model_id_of
+from lenet5.record.promotion import CHAMPION
+from lenet5.record.store import RESULT, TRAINING, every_run, experiment_name, reader, user_errors
+from lenet5.workspace import PARAMS_FILE
+
+_MENDS = "`make record` where its outs are brings it back"
+
+
+def lacking_files(client: MlflowClient, run_id: str) -> list[str]:
+    """What `compare`, `reproduce` and a champion's decision need of a complete run, and is not there."""
+    needed = [
+        *(path.as_posix() for path in (EVALUATION, HISTORY, PREDICTIONS, PROGRAM, CARD)),
+        f"pipeline/{PARAMS_FILE}",
+    ]
+    folders = {path.partition("/")[0] for path in needed}
+    there = {item.path for folder in folders for item in client.list_artifacts(run_id, folder)}
+    return [path for path in needed if path not in there]
+
+
+def verify(params: Params) -> Iterator[Finding]:
+    """Look through the experiment and the registered model. Raises UserError where the store cannot be had."""
+    uri = store_uri()
+    client, name = reader(uri), experiment_name(params)
+    with user_errors(uri, then=""):
+        experiment = client.get_experiment_by_name(name)
+        runs = every_run(client, experiment.experiment_id, "") if experiment else []
+        problems = [finding for run in runs for finding in _look_at_run(client, run)]
+        yield from problems
+        versions = list(_look_at_versions(client, params.register_.model_name))
+        yield from versions
+        if not any(one.level == "problem" for one in (*problems, *versions)):
+            complete = sum(RESULT in run.data.tags for run in runs)
+            text = f"{name}: nothing is missing; complete results among its runs: {complete} of {len(runs)}"
+            yield Finding("ok", "record", text)
+
+
+def _look_at_run(client: MlflowClient, run: MlflowRun) -> Iterator[Finding]:
+    called = f"{run.info.run_name} ({run.info.run_id})"
+    if RESULT in run.data.tags:
+        lacking = lacking_files(client, run.info.run_id)
+        if lacking:
+            yield Finding("problem", "run", f"{called}: {', '.join(lacking)} missing; {_MENDS}")
+        if not run.data.params or not run.data.metrics:
+            yield Finding("problem", "run", f"{called}: without params or figures; {_MENDS}")
+    elif TRAINING in run.data.tags and run.info.status != "KILLED":
+        yield Finding("note", "run", f"{called}: trained, and not completed; `dvc repro` where its outs are does that")
+
+
+def _look_at_versions(client: MlflowClient, name: str) -> Iterator[Finding]:
+    if not client.search_registered_models(f"name = '{name}'"):
+        yield Finding("note", "model", f"{name}: no version yet; a result within the limits of {PARAMS_FILE} makes one")
+        return
+    aliases = client.get_registered_model(name).aliases
+    carried = {str(number) for number in aliases.values()}
+    for version in client.search_model_versions(f"name = '{name}'"):
+        called, level = f"{name} version {version.version}", "problem" if str(version.version) in carried else "note"
+        if not is_whole(client, version):
+            yield Finding(level, "model", f"{called}: its run or its model was deleted; {_MENDS}")
+        elif not any(item.path == "MLmodel" for item in client.list_logged_model_artifacts(model_id_of(version))):
+            yield Finding(level, "model", f"{called}: its files are gone; {_MENDS}")
+        elif not has_evidence(client, version):
+            yield Finding(
+                "note", "model", f"{called}: of an earlier release, can be compared only while its run is there"
+            )
+    if CHAMPION not in aliases:
+        yield Finding("note", "model", f"{name}: nobody is champion; `lenet5 champion VERSION` makes one so")
