@@ -1,0 +1,176 @@
+"""The best trials of a sweep against the current params, on pairs of seed and split that no trial used."""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lenet5.errors import UserError
+from lenet5.files import digest, write_json
+from lenet5.params import TRAINING_IMAGES, Params, with_values
+from lenet5.record.promotion import holm
+from lenet5.search.engine import Ended, Engine, Gained, Job, Lost, Row
+from lenet5.search.luck import fresh_pairs, paired_gain
+from lenet5.search.plan import Plan, trial_params
+from lenet5.search.runs import run_all
+from lenet5.search.trials import Trial, best_first, chosen_row, lower_is_better
+
+CURRENT = "current"
+LARGEST_SEED = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a trial's gain over the current params: ``claimed`` by the sweep, and on fresh pairs.
+
+    ``p`` is Holm's, for all that were compared together. Gains are positive where the trial is better.
+    """
+
+    trial: int
+    claimed: float
+    gain: float
+    low: float
+    high: float
+    p: float
+    pairs: int
+    alpha: float
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether the trial is better, by more than luck."""
+        return self.gain > 0 and self.p <= self.alpha
+
+
+class Values:
+    """Objectives of trainings, kept in a file by what was trained: none is trained twice."""
+
+    def __init__(self, path: Path, code: Mapping[str, str]) -> None:
+        self._path, self._code = path, dict(sorted(code.items()))
+        self._values: dict[str, float] = {}
+        if path.is_file():
+            try:
+                self._values = json.loads(path.read_bytes())
+            except ValueError:
+                raise UserError(f"{path}: not JSON any more; move it away, and its trainings are done again") from None
+
+    def __contains__(self, params: Params) -> bool:
+        return self._key(params) in self._values
+
+    def __getitem__(self, params: Params) -> float:
+        return self._values[self._key(params)]
+
+    def put(self, params: Params, value: float) -> None:
+        """Keep what it gave."""
+        self._values[self._key(params)] = value
+        write_json(self._path, self._values)
+
+    def _key(self, params: Params) -> str:
+        recipe = params.model_dump_json(include={"data", "model", "train"})
+        return digest(f"{recipe}{self._code}".encode())
+
+
+def candidates(trials: Sequence[Trial], plan: Plan, base: Params, top: int) -> dict[str, Params]:
+    """The params of the ``top`` best trials by their numbers, and the current ones on the same images.
+
+    Raises UserError where no trial is complete.
+    """
+    best = best_first(trials, plan.objective)[:top]
+    if not best:
+        raise UserError("no trial of this sweep is complete yet; `lenet5 sweep run` goes on with it")
+    same_data = {name: value for name, value in plan.fixed.items() if name.startswith("data.")}
+    current = Params.model_validate(with_values(base, same_data))
+    return {CURRENT: current} | {str(trial.number): trial_params(plan, base, trial.tried) for trial in best}
+
+
+def trainings(who: Mapping[str, Params], seeds: int) -> Iterator[tuple[str, Params]]:
+    """What is trained: everybody on each fresh pair, and the current params as the trials were."""
+    first, *fresh = _pairs(who, seeds)
+    yield f"{CURRENT} as the trials", _on(who[CURRENT], *first)
+    for seed, split in fresh:
+        for name, params in who.items():
+            yield f"{name} with seed {seed} and split {split}", _on(params, seed, split)
+
+
+def train_all(
+    engine: Engine, wanted: Sequence[tuple[str, Params]], objective: str, values: Values, say: Callable[[str], None]
+) -> None:
+    """Train what is not in ``values``. Raises UserError where one cannot be trained."""
+    missing = {f"trial {name}": params for name, params in wanted if params not in values}
+    done, rows = len(wanted) - len(missing), defaultdict[str, list[Row]](list)
+    for event in run_all(engine, [Job(name, params.model_dump(by_alias=True)) for name, params in missing.items()]):
+        match event:
+            case Gained():
+                rows[event.key].append(event.row)
+            case Lost():
+                rows.pop(event.key, None)
+            case Ended():
+                params, done = missing[event.key], done + 1
+                values.put(params, value := float(chosen_row(rows.pop(event.key), params.train)[objective]))
+                say(f"{done} of {len(wanted)}: {event.key}: {objective.replace('_', ' ')} {value:.4f}")
+
+
+def verdicts(
+    trials: Sequence[Trial], who: Mapping[str, Params], objective: str, alpha: float, seeds: int, values: Values
+) -> list[Verdict]:
+    """What became of each trial's gain, the one with the largest at the head."""
+    sign, current = 1 if lower_is_better(objective) else -1, who[CURRENT]
+    first, *fresh = _pairs(who, seeds)
+    held_out = current.data.validation_size / TRAINING_IMAGES
+    gains = {
+        name: paired_gain([sign * (values[_on(current, *one)] - values[_on(params, *one)]) for one in fresh], held_out)
+        for name, params in who.items()
+        if name != CURRENT
+    }
+    adjusted = holm([gain.p for gain in gains.values()])
+    found = [
+        Verdict(
+            trial=int(name),
+            claimed=sign * (values[_on(current, *first)] - float(trials[int(name)].value or 0)),
+            gain=gain.mean, low=gain.low, high=gain.high, p=p, pairs=seeds, alpha=alpha,
+        )
+        for (name, gain), p in zip(gains.items(), adjusted, strict=True)
+    ]  # fmt: skip
+    return sorted(found, key=lambda verdict: -verdict.gain)
+
+
+def keep_verdicts(path: Path, found: Sequence[Verdict], about: Mapping[str, Any]) -> None:
+    """Write them, and what they are ``about``, for those who come later."""
+    write_json(path, {**about, "verdicts": [asdict(verdict) for verdict in found]})
+
+
+def kept_verdicts(path: Path) -> list[Verdict]:
+    """Those that were written; none where nobody confirmed. Raises UserError where the file is damaged."""
+    if not path.is_file():
+        return []
+    try:
+        return [Verdict(**verdict) for verdict in json.loads(path.read_bytes())["verdicts"]]
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"{path}: damaged; move it away, and `lenet5 sweep confirm` makes it anew") from None
+
+
+def verdict_rows(found: Sequence[Verdict]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a table."""
+    header = ["trial", "gain claimed", "gain kept", "95 % interval", "p (Holm)", "better than the current params"]
+    rows = [
+        [
+            str(one.trial), f"{one.claimed:+.4f}", f"{one.gain:+.4f}", f"{one.low:+.4f} to {one.high:+.4f}",
+            f"{one.p:.2g}", "yes" if one.confirmed else "not by more than luck",
+        ]
+        for one in found
+    ]  # fmt: skip
+    return header, rows
+
+
+def _pairs(who: Mapping[str, Params], seeds: int) -> list[tuple[int, int]]:
+    """Seed and split of all trials, and after them the fresh ones."""
+    trial = next(params for name, params in who.items() if name != CURRENT)
+    used = trial.train.seed, trial.data.split_seed
+    return [used, *fresh_pairs(*used, seeds, LARGEST_SEED)]
+
+
+def _on(params: Params, seed: int, split: int) -> Params:
+    train = params.train.model_copy(update={"seed": seed})
+    data = params.data.model_copy(update={"split_seed": split})
+    return params.model_copy(update={"train": train, "data": data})

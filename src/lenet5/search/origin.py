@@ -1,0 +1,42 @@
+"""Where a sweep comes from: all that must stay the same while it goes on, by name, so that a difference can be told."""
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+from lenet5.data.fashion_mnist import data_digest
+from lenet5.params import Params, flat_params
+from lenet5.search.plan import Plan, trial_params
+from lenet5.training.checkpoint import code_digests
+
+
+def origin_of(plan: Plan, base: Params, pipeline: Path) -> dict[str, str]:
+    """Space, objective, base params, code (the deps of ``train`` in ``pipeline``), data and PyTorch.
+
+    How many trials there are and how many run at a time is no part of it.
+    """
+    recipe = flat_params(trial_params(plan, base, {}), "data", "model", "train")
+    return {
+        "objective": plan.objective,
+        "prune": str(plan.prune),
+        **{f"space of {name}": str(values) for name, values in plan.space.items()},
+        **{name: value for name, value in recipe.items() if name not in plan.space},
+        **code_of(pipeline),
+    }
+
+
+def code_of(pipeline: Path) -> dict[str, str]:
+    """What the same params give the same values with: code, data and PyTorch."""
+    return {**code_digests(pipeline), "FashionMNIST": data_digest(), "PyTorch": version("torch")}
+
+
+def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """What differs, a few words each."""
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return [_difference(name, before.get(name, "absent"), now.get(name, "absent")) for name in changed]
+
+
+def _difference(name: str, before: str, now: str) -> str:
+    if name.startswith(("src/", "stages/")):
+        return f"{name} was changed"
+    return f"{name} was {before}, is {now}"

@@ -1,0 +1,209 @@
+"""A sweep's file: what is searched, checked against the params it stands for before anything starts.
+
+``python -m lenet5.search.plan`` prints the JSON schema that editors check such a file against.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import combinations, product
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import Discriminator, Field, PlainValidator, Tag
+
+from lenet5.errors import UserError, shown
+from lenet5.params import ONE_OF, Params, Section, check, check_params, param_values, suggestion, with_values
+
+SEARCHED = ("model", "train")
+"""The sections that can be searched; all others say what is measured, or how."""
+
+_FIXED = ("data", *SEARCHED)
+_NEVER = {"train.seed": "its luck would be searched; `lenet5 seeds` shows how much there is"}
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError("input should be a finite number")
+    return value
+
+
+# Whole numbers stay whole: a param may want them so.
+Number: TypeAlias = Annotated[float, PlainValidator(_number, json_schema_input_type=float)]
+
+
+class Range(Section):
+    """The numbers from ``low`` to ``high``, both among them."""
+
+    low: Number
+    high: Number
+    log: bool = Field(
+        default=False, description="Tried evenly on a logarithmic scale: as often from 1 to 10 as to 100."
+    )
+
+
+class Prune(Section):
+    """When a trial that is worse than others may be ended."""
+
+    after: float = Field(gt=0, lt=1, description="The share of its epochs that every trial gets.")
+
+
+def _kind_of_values(value: object) -> str:
+    return f"{ONE_OF}{'choices' if isinstance(value, list) else 'range'}"
+
+
+def _kind_of_pruning(value: object) -> str:
+    return f"{ONE_OF}{'never' if isinstance(value, bool) else 'some'}"
+
+
+Values: TypeAlias = Annotated[
+    Annotated[list[bool | int | float | str], Tag(f"{ONE_OF}choices")] | Annotated[Range, Tag(f"{ONE_OF}range")],
+    Discriminator(_kind_of_values),
+]
+Pruning: TypeAlias = Annotated[
+    Annotated[Literal[False], Tag(f"{ONE_OF}never")] | Annotated[Prune, Tag(f"{ONE_OF}some")],
+    Discriminator(_kind_of_pruning),
+]
+
+
+class Plan(Section):
+    """A sweep: which params are tried, how many times, and what makes one better than another."""
+
+    trials: int = Field(ge=1, le=100_000, description="Trials in all, those that fail or are pruned among them.")
+    workers: int = Field(ge=1, le=1024, description="Trials at a time on this machine; a cluster's size decides there.")
+    objective: Literal["validation_loss", "validation_accuracy"] = Field(
+        description="Of the weights that train.weights keeps; never a figure of the test images."
+    )
+    prune: Pruning = Field(description="When trials may be ended early; false: never.")
+    fixed: dict[str, bool | int | float | str] = Field(
+        description="Params that all trials share, by their dotted names; all others are as params.yaml has them."
+    )
+    space: dict[str, Values] = Field(
+        min_length=1, description="Params that are searched: a list of values, or a range of numbers."
+    )
+
+
+def load_plan(path: Path, base: Params) -> Plan:
+    """Read the sweep's file ``path`` and check it against ``base``, the params it changes.
+
+    Raises UserError with what is wrong.
+    """
+    from lenet5.dialect import parse
+
+    try:
+        content = parse(path.read_bytes(), path)
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(f"{path}: no such file; sweeps/ holds those that come with the project") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must hold the keys {', '.join(Plan.model_fields)}, not {shown(content)}")
+    plan = check(Plan, content, path)
+    if mistakes := [*_wrong_names(plan, base)] or [*_wrong_ranges(plan, base)]:
+        raise UserError(f"{path}: {'; '.join(mistakes)}")
+    _refuse_wrong_values(plan, base, path)
+    return plan
+
+
+def trial_params(plan: Plan, base: Params, tried: Mapping[str, Any]) -> Params:
+    """The params of a trial: those of ``base``, what the plan fixes, and what is ``tried``."""
+    return Params.model_validate(with_values(base, {**plan.fixed, **tried}))
+
+
+def _wrong_names(plan: Plan, base: Params) -> Iterator[str]:
+    for where, names, sections in (("fixed", plan.fixed, _FIXED), ("space", plan.space, SEARCHED)):
+        known = param_values(base, *sections)
+        for name in names:
+            if where == "space" and name in _NEVER:
+                yield f"space: {name} cannot be searched: {_NEVER[name]}"
+            elif name.split(".")[0] not in sections:
+                yield f"{where}: {name} is not a param of {' or '.join(sections)}, and no other can be {_VERB[where]}"
+            elif name not in known:
+                section, _, key = name.rpartition(".")
+                if inner := [one for one in known if one.startswith(f"{name}.")]:
+                    yield f"{where}: {name} is a section; give one of its params: {', '.join(inner)}"
+                    continue
+                yield f"{where}: {name} is no param; {suggestion(Params, section, key)}"
+    for name in plan.space.keys() & plan.fixed.keys():
+        yield f"{name} stands under fixed and under space; take one out"
+
+
+_VERB = {"fixed": "fixed", "space": "searched"}
+
+
+def _wrong_ranges(plan: Plan, base: Params) -> Iterator[str]:
+    known = param_values(base, *SEARCHED)
+    for name, values in plan.space.items():
+        wrong = _wrong_list(values) if isinstance(values, list) else _wrong_range(values, known[name])
+        if wrong:
+            yield f"space: {name} {wrong}"
+
+
+def _wrong_list(values: list[Any]) -> str:
+    if not values:
+        return "has no values; give some, or take it out"
+    return f"has a value twice: {shown(values)}" if len({repr(value) for value in values}) < len(values) else ""
+
+
+def _wrong_range(values: Range, known: object) -> str:
+    """What is wrong with ``values`` for a param whose value is ``known``; empty where nothing is."""
+    if isinstance(known, bool) or not isinstance(known, int | float):
+        return f"is no number: give a list of values, such as [{str(known).lower()}]"
+    if isinstance(known, int) and not (isinstance(values.low, int) and isinstance(values.high, int)):
+        return f"is a whole number: so must low {values.low} and high {values.high} be"
+    if values.low >= values.high:
+        return f"has low {values.low}, which is not below high {values.high}; swap them, or put one under fixed"
+    if values.log and values.low <= 0:
+        return f"has low {values.low}, which has no logarithm; set it above 0, or log to false"
+    return ""
+
+
+def _refuse_wrong_values(plan: Plan, base: Params, path: Path) -> None:
+    """Raise UserError for what the params' own limits refuse: each value and bound, and each pair of them.
+
+    Params that depend on each other are looked at in pairs, so that no trial is spent to find that out.
+    """
+    ends = {name: of if isinstance(of, list) else [of.low, of.high] for name, of in plan.space.items()}
+    first = {name: values[0] for name, values in ends.items()}
+    for name, values in ends.items():
+        for value in values:
+            checked = check_params(with_values(base, {**plan.fixed, **first, name: value}), path)
+            if not checked.data.validation_size:
+                raise UserError(f"{path}: data.validation_size is 0, and validation images choose; hold some out")
+    for (one, some), (other, others) in combinations(ends.items(), 2):
+        for value, another in product(some, others):
+            try:
+                check_params(with_values(base, {**plan.fixed, **first, one: value, other: another}), path)
+            except UserError as error:
+                raise UserError(f"{error} (the space has {one}: {value} with {other}: {another})") from None
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of a sweep's file, every param that may stand there with its own limits."""
+    whole, params = Plan.model_json_schema(), Params.model_json_schema()
+    searched = {name: limits for name, limits in _limits(params, SEARCHED) if name not in _NEVER}
+    space = {
+        name: {"anyOf": [{"type": "array", "items": limits, "minItems": 1}, {"$ref": "#/$defs/Range"}]}
+        for name, limits in searched.items()
+    }
+    for key, properties in (("fixed", dict(_limits(params, _FIXED))), ("space", space)):
+        whole["properties"][key] |= {"properties": properties, "additionalProperties": False}
+    return whole
+
+
+def _limits(schema: dict[str, Any], sections: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The schema of every param of ``sections``, by its dotted name."""
+    for section in sections:
+        definition = schema["$defs"][schema["properties"][section]["$ref"].rpartition("/")[2]]
+        yield from _properties(schema, section, definition)
+
+
+def _properties(schema: dict[str, Any], prefix: str, section: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for key, limits in section["properties"].items():
+        name = f"{prefix}.{key}"
+        if "$ref" in limits:
+            yield from _properties(schema, name, schema["$defs"][limits["$ref"].rpartition("/")[2]])
+        else:
+            yield name, limits
+
+
+if __name__ == "__main__":
+    print(json.dumps(schema(), indent=2))
