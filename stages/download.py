@@ -1,11 +1,12 @@
 """Stage download: fetch FashionMNIST and verify it. About 3 s; no param but `download` matters."""
 
+from beside import run_stage
+
 import os
 
-from lenet5.fashion_mnist import RAW_DIR
+from lenet5.data.fashion_mnist import RAW_DIR
+from lenet5.data.sources import fetch_all
 from lenet5.params import Params
-from lenet5.sources import fetch_all
-from lenet5.stage import run_stage
 
 
 def main(params: Params) -> None:

@@ -1,8 +1,15 @@
 """Stage export: ONNX and torch.export, each proven to compute what the weights compute. About 15 s."""
 
-from lenet5.datasets import load_test
-from lenet5.evaluation import load_weights, predict
-from lenet5.export import (
+from beside import run_stage
+
+from lenet5.data.datasets import load_test
+from lenet5.data.fashion_mnist import RAW_DIR
+from lenet5.files import digest, read_json, write_bytes, write_json
+from lenet5.outs import EXPORT, ONNX, PROGRAM, TRAINING, WEIGHTS
+from lenet5.params import Params
+from lenet5.processors import use_own_share
+from lenet5.results.evaluation import load_weights, predict
+from lenet5.results.export import (
     ONNX_BATCHES,
     PROGRAM_BATCHES,
     check_parity,
@@ -13,15 +20,11 @@ from lenet5.export import (
     to_onnx,
     to_program,
 )
-from lenet5.fashion_mnist import RAW_DIR
-from lenet5.files import digest, read_json, write_bytes, write_json
-from lenet5.outs import EXPORT, ONNX, PROGRAM, TRAINING, WEIGHTS
-from lenet5.params import Params
-from lenet5.stage import run_stage
 
 
 def main(params: Params) -> None:
     """Export, compare with PyTorch on all test images, and write the files only when all agree."""
+    use_own_share()
     weights_digest = read_json(TRAINING)["weights_sha256"]
     model = load_weights(WEIGHTS, weights_digest, params.model)
     images = load_test(RAW_DIR).images

@@ -3,28 +3,52 @@
 Running it again changes nothing. `make record` runs it by itself, to rebuild a lost record from the outs.
 """
 
-from lenet5 import tracking
-from lenet5.attempt import attempt_at, forget
+from beside import run_stage
+
+from collections.abc import Mapping
+from typing import Any
+
 from lenet5.files import write_json
-from lenet5.lineage import lineage_tags, read_code
-from lenet5.outs import REGISTRATION
+from lenet5.outs import HEADLINE, REGISTRATION
 from lenet5.params import Params
-from lenet5.record import read_result
-from lenet5.stage import run_stage
-from lenet5.workspace import ATTEMPTS, main_workspace
+from lenet5.record.attempt import attempt_at, cut_short, forget
+from lenet5.record.completion import record
+from lenet5.record.lineage import lineage_tags, read_code
+from lenet5.record.live_run import catch_up, close_cut_short
+from lenet5.record.promotion import CHAMPION
+from lenet5.record.result import headline, read_result
+from lenet5.record.store import connect
+from lenet5.record.summary import summary
+from lenet5.workspace import ATTEMPTS, PARAMS_FILE, main_workspace
 
 
 def main(params: Params) -> None:
     """Record what the earlier stages made, and say what became of the model."""
     code, result, attempts = read_code(), read_result(params), main_workspace() / ATTEMPTS
     attempt = attempt_at(attempts, result.training_digest)
-    store = tracking.connect(params)
-    if attempt and tracking.catch_up(store, attempt, result.training_digest):
+    store = connect(params)
+    if attempt and catch_up(store, attempt, result.training_digest):
         forget(attempts, result.training_digest)
-    entry = tracking.record(store, result, lineage_tags(code), code)
-    write_json(REGISTRATION, entry)
-    print(f"MLflow run {entry['run_name']} ({entry['run_id']})")
-    print(f"{entry['model']} version {entry['version']}: {entry['alias']}, {entry['reason']}")
+    close_cut_short(store, [one.name for one in cut_short(attempts)])
+    entry = record(store, result, lineage_tags(code), code)
+    page = store.page_of(entry["run_id"])
+    said = summary(result.training, result.evaluation, entry, page)
+    write_json(REGISTRATION, {**entry, "summary": said})
+    write_json(HEADLINE, headline(result.training, result.evaluation, entry["became"] == CHAMPION))
+    print(f"MLflow run {entry['run_name']}")
+    print(verdict(entry))
+    print(said)
+
+
+def verdict(entry: Mapping[str, Any]) -> str:
+    """What became of the model, and what it is now, in a line."""
+    became, reason = entry["became"], entry["reason"]
+    if entry["version"] is None:
+        return f"{entry['model']}: no version, {reason}; a lower limit in {PARAMS_FILE} and `dvc repro` make one"
+    version = f"{entry['model']} version {entry['version']}"
+    if entry["alias"] == became:
+        return f"{version}: {became}, {reason}"
+    return f"{version}: became {became} when registered ({reason}); its alias now: {entry['alias'] or 'none'}"
 
 
 if __name__ == "__main__":

@@ -1,45 +1,50 @@
 """Stage train: LeNet-5 by the recipe in params.yaml. About 2 minutes for 100 epochs on two CPU cores."""
 
+from beside import outs_survive_failure, run_stage
+
 import io
 from functools import partial
 
 import torch
 from rich.console import Console
 
-from lenet5.attempt import begin
-from lenet5.checkpoint import Checkpoint, result_key
-from lenet5.datasets import load_splits
-from lenet5.display import EpochDisplay, architecture_table
-from lenet5.engine import choose_engine, pick_device, set_deterministic, set_precision
-from lenet5.fashion_mnist import RAW_DIR
+from lenet5.data.datasets import load_splits
+from lenet5.data.fashion_mnist import RAW_DIR
 from lenet5.files import digest, remove_old, write_bytes, write_json
-from lenet5.history import HistoryFile
-from lenet5.lineage import Code, lineage_tags, read_code
-from lenet5.model import layers
+from lenet5.network.lenet5 import layers
 from lenet5.outs import HISTORY, TRAINING, WEIGHTS
 from lenet5.params import Params
-from lenet5.record import digest_training, epoch_points
-from lenet5.stage import outs_survive_failure, run_stage
-from lenet5.streaming import Run, Stream
-from lenet5.training import Training, make_model
-from lenet5.workspace import ATTEMPTS, CHECKPOINTS, PIPELINE_FILE, main_workspace
+from lenet5.processors import use_own_share
+from lenet5.record.attempt import begin, cut_short
+from lenet5.record.lineage import Code, lineage_tags, read_code
+from lenet5.record.result import digest_training, epoch_points, run_name
+from lenet5.record.streaming import Run, Stream
+from lenet5.results.history import HistoryFile
+from lenet5.training.card_errors import card_errors
+from lenet5.training.checkpoint import Checkpoint, result_key
+from lenet5.training.device import card_facts
+from lenet5.training.display import EpochDisplay, architecture_table, kept_weights
+from lenet5.training.loop import Training, make_model, prepare
+from lenet5.workspace import ATTEMPTS, CHECKPOINTS, LIBRARIES, PIPELINE_FILE, main_workspace
 
 
+@card_errors()
 def main(params: Params) -> None:
     """Train, or go on from the last checkpoint, streaming to MLflow; write weights, history and how it went."""
     console = Console()
-    device = pick_device(params.train.device)
-    set_deterministic(params.train.deterministic)
-    set_precision(params.train.precision, device)
-    splits = load_splits(RAW_DIR, params.data, device)
-    engine = choose_engine(params.train, len(splits.train), device)
+    use_own_share()
+    splits, engine = prepare(RAW_DIR, params, load_splits)
+    device = splits.train.labels.device
     model = make_model(params.model, params.train.seed, device)
     console.print(architecture_table(layers(model)))
     console.print(f"{len(splits.train):,} training images on {device}")
-    console.print(f"engine {engine.title}: {engine.reason}")
+    console.print(f"engine {engine.name}, {torch.get_num_threads()} threads: {engine.reason}")
     training = Training(model, splits, params.train, engine)
     code = read_code()  # now: a tracking server may come to life when somebody has changed the code already
-    tags = lineage_tags(code) | {"device": device.type}
+    cpu, threads = torch.backends.cpu.get_cpu_capability(), str(torch.get_num_threads())
+    card = {f"device.{name}": fact for name, fact in card_facts(device).items()}
+    engine_tags = {"device": device.type, "engine": engine.name, "threads": threads, "cpu": cpu}
+    tags = lineage_tags(code) | engine_tags | card
     key = result_key(params, PIPELINE_FILE, device, engine)
     checkpoints, attempts = main_workspace() / CHECKPOINTS, main_workspace() / ATTEMPTS
     checkpoint = Checkpoint(checkpoints, key)
@@ -47,10 +52,11 @@ def main(params: Params) -> None:
         training.load_state_dict(state)
         console.print(f"going on after epoch {len(training.rows)}, from the checkpoint of an unfinished training")
     with (
-        begin(attempts, key) as attempt,
+        begin(attempts, key, run_name(params)) as attempt,
         Stream(partial(open_run, params, attempt.name, code, tags)) as stream,
         HistoryFile(HISTORY, training.rows) as history,
-        EpochDisplay(console, params.train.epochs, len(splits.train)) as display,
+        EpochDisplay(console, params, len(splits.train), training.rows) as display,
+        card_errors(),  # last, so that the run gets the reason in words
     ):
         for row in training.rows:  # of an earlier process, which may have ended before it sent them
             stream.send(epoch_points(row, None))
@@ -61,10 +67,13 @@ def main(params: Params) -> None:
         write(training)
         training_digest = digest_training(params)
         attempt.finished(training_digest)
-        stream.finish(training_digest)
+        page = stream.finish(training_digest)
         checkpoint.remove()
-    for folder in (checkpoints, attempts):  # last: this training may have been one of those that nobody took up
-        remove_old(folder)
+    console.print(kept_weights(training.rows, training.chosen_epoch, params), soft_wrap=True, highlight=False)
+    if page:
+        print(f"MLflow run: {page}")
+    for folder in (CHECKPOINTS, ATTEMPTS, LIBRARIES):  # last: this training may have been one that nobody took up
+        remove_old(main_workspace() / folder)
 
 
 def write(training: Training) -> None:
@@ -79,9 +88,17 @@ def write(training: Training) -> None:
 
 def open_run(params: Params, attempt: str, code: Code, tags: dict[str, str]) -> Run:
     """Open the MLflow run of this training, or find it again. The stream's thread calls it: mlflow imports slowly."""
-    from lenet5 import tracking
+    from lenet5.record.addresses import is_server
+    from lenet5.record.live_run import TrainingRun, close_cut_short
+    from lenet5.record.store import connect, user_errors
 
-    return tracking.TrainingRun(tracking.connect(params), attempt, params, code, tags)
+    store = connect(params)
+    with user_errors(store.uri, then=""):
+        close_cut_short(store, [one.name for one in cut_short(main_workspace() / ATTEMPTS)])
+        run = TrainingRun(store, attempt, params, code, tags)
+    if is_server(store.uri):
+        print(f"MLflow run, live: {store.page_of(run.run_id)}", flush=True)
+    return run
 
 
 if __name__ == "__main__":

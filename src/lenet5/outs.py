@@ -27,3 +27,4 @@ PROGRAM = Path("models/lenet5.pt2")
 EXPORT = Path("metrics/export.json")
 
 REGISTRATION = Path("metrics/registration.json")
+HEADLINE = Path("metrics/headline.json")

@@ -3,48 +3,42 @@
 Asks metadata, files and programs, and imports neither PyTorch nor MLflow, which may be what is broken.
 """
 
+import configparser
 import json
 import os
 import platform
 import re
 import shutil
-import sqlite3
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from lenet5.compiler import compiler_name
+from lenet5.data.fashion_mnist import RAW_DIR, SHA256, is_verified
 from lenet5.errors import UserError
-from lenet5.fashion_mnist import RAW_DIR, SHA256, is_verified
-from lenet5.lineage import without_credentials
+from lenet5.findings import Finding, call, few, installed, program
 from lenet5.params import load_params
-from lenet5.workspace import LOCK_FILE, PARAMS_FILE, PIPELINE_FILE, main_workspace, store_uri
+from lenet5.record.checks import check_files, check_store, check_stray_stores, check_trainings
+from lenet5.record.lineage import distrusted
+from lenet5.training.checks import check_compiler, check_cuda
+from lenet5.workspace import LOCK_FILE, PARAMS_FILE, PIPELINE_FILE
 
 OLDEST_PYTHON = (3, 11)
 REQUIREMENTS = Path("requirements.lock")
 
+_REMOTES = {
+    "s3": "dvc-s3", "gs": "dvc-gs", "azure": "dvc-azure", "ssh": "dvc-ssh", "hdfs": "dvc-hdfs", "oss": "dvc-oss",
+    "gdrive": "dvc-gdrive", "webdav": "dvc-webdav", "webdavs": "dvc-webdav",
+}  # fmt: skip
+"""Which package a DVC remote of each scheme needs beside DVC."""
+
 _STYLES = {"ok": "green", "note": "yellow", "problem": "bold red"}
-_PATIENCE = 60
-_SERVER_PATIENCE = 5
 _DISK_NEEDED, _DISK_WISHED = 0.5, 3.0  # GiB: for the next runs; for those of a year
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What a check found out: ``level`` is ok, note or problem."""
-
-    level: str
-    subject: str
-    text: str
+# Not `dvc gc`: it deletes outs of experiments and of earlier params, which cannot be told from what nobody needs.
+_ROOM = "docs/workspace.md (Clean it) has what can go; .dvc/cache and mlruns hold your results"
 
 
 def doctor() -> int:
@@ -70,30 +64,39 @@ def check_python() -> Iterator[Finding]:
     yield Finding("ok", "python", f"{platform.python_version()} in {sys.prefix}")
     found = shutil.which("python")
     if found is None or Path(found).absolute().parent != Path(sys.executable).absolute().parent:
-        yield Finding("note", "python", f"`dvc repro` would run {found or 'none'}; activate {sys.prefix} first")
+        own = Path(sys.executable).parent
+        way = f"activate {sys.prefix}" if sys.prefix != sys.base_prefix else f"put {own} first on PATH"
+        yield Finding("note", "python", f"`dvc repro` would run {found or 'none'}; {way} first")
 
 
 def check_packages() -> Iterator[Finding]:
     """What is installed, against what the lock file pins for this machine."""
-    from packaging.requirements import Requirement
+    from packaging.requirements import InvalidRequirement, Requirement
 
     install = f"`python -m pip install --require-hashes --requirement {REQUIREMENTS}`"
     if not REQUIREMENTS.is_file():
-        yield Finding("problem", "packages", f"no {REQUIREMENTS} here; run from the folder that holds {PIPELINE_FILE}")
+        back = f"`git restore {REQUIREMENTS}`" if PIPELINE_FILE.is_file() else f"run from the folder of {PIPELINE_FILE}"
+        yield Finding("problem", "packages", f"no {REQUIREMENTS} here; {back}")
         return
     pins = re.findall(r"^[A-Za-z0-9].*?(?= \\$|$)", REQUIREMENTS.read_text(encoding="utf-8"), re.MULTILINE)
-    pinned = [pin for pin in map(Requirement, pins) if pin.marker is None or pin.marker.evaluate()]
-    installed = {pin.name: _installed(pin.name) for pin in pinned}
-    missing = [pin.name for pin in pinned if installed[pin.name] is None]
+    try:
+        pinned = [pin for pin in map(Requirement, pins) if pin.marker is None or pin.marker.evaluate()]
+    except InvalidRequirement as error:
+        yield Finding(
+            "problem", "packages", f"{REQUIREMENTS}: {str(error).splitlines()[0]}; `git diff` shows what changed"
+        )
+        return
+    found = {pin.name: installed(pin.name) for pin in pinned}
+    missing = [name for name, here in found.items() if here is None]
     other = [
-        f"{pin.name} {found}, not {str(pin.specifier).removeprefix('==')}"
+        f"{pin.name} {here}, not {str(pin.specifier).removeprefix('==')}"
         for pin in pinned
-        if (found := installed[pin.name]) and not pin.specifier.contains(found, prereleases=True)
+        if (here := found[pin.name]) and not pin.specifier.contains(here, prereleases=True)
     ]
     if missing:
-        yield Finding("problem", "packages", f"{len(missing)} missing: {_few(missing)}; {install}")
+        yield Finding("problem", "packages", f"{len(missing)} missing: {few(missing)}; {install}")
     if other:
-        yield Finding("note", "packages", f"{len(other)} other than locked: {_few(other)}; {install}")
+        yield Finding("note", "packages", f"{len(other)} other than locked: {few(other)}; {install}")
     if not missing and not other:
         yield Finding("ok", "packages", f"all {len(pinned)} as {REQUIREMENTS} pins them")
 
@@ -108,31 +111,20 @@ def check_params() -> Iterator[Finding]:
         yield Finding("ok", "params", f"{PARAMS_FILE} is valid")
 
 
-def check_cuda() -> Iterator[Finding]:
-    """The GPUs, and whether their driver is new enough for the CUDA that PyTorch brings."""
-    if not find_spec("pynvml"):  # check_packages tells how to install it
-        yield Finding("note", "cuda", "cannot be looked into: the package nvidia-ml-py is missing")
-        return
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        yield _no_gpu(f"no NVIDIA driver answers ({error})")
-        return
-    try:
-        yield _gpus()
-    finally:
-        pynvml.nvmlShutdown()
-
-
 def check_git() -> Iterator[Finding]:
     """The repository that lineage and experiments are written against."""
+    status, head = call("git", "status", "--porcelain"), call("git", "rev-parse", "--short", "HEAD")
+    if _without_git():
+        unset = "" if status is None else "; `dvc config --local --unset core.no_scm` has DVC see the repository"
+        missing = "runs are recorded without their commit, and `dvc exp run` does not work"
+        yield Finding("note", "git", f"not used, as core.no_scm in .dvc has it: {missing}{unset}")
+        return
     if not shutil.which("git"):
         yield Finding("problem", "git", "not installed; DVC's experiments and a run's lineage need it")
         return
-    status = _call("git", "status", "--porcelain")
-    head = _call("git", "rev-parse", "--short", "HEAD")
+    if status is None and (reason := distrusted()):
+        yield Finding("problem", "git", reason)
+        return
     if status is None or head is None:
         yield Finding("problem", "git", "no repository with a commit here; `git init`, `git add .`, `git commit`")
         return
@@ -142,6 +134,52 @@ def check_git() -> Iterator[Finding]:
         yield Finding("note", "git", f"{text} with {changed} uncommitted changes; runs keep them as a diff")
     else:
         yield Finding("ok", "git", f"{text}, nothing uncommitted")
+    unknown = [f"user.{what}" for what in ("name", "email") if not _identity(what)]
+    if unknown:
+        yield Finding(
+            "note", "git", f"{' and '.join(unknown)} not set, which `dvc exp run` needs: `git config {unknown[0]} ...`"
+        )
+
+
+def _without_git() -> bool:
+    """Whether DVC is told to do without."""
+    try:
+        return _dvc_config().getboolean("core", "no_scm", fallback=False)
+    except ValueError:  # DVC says what is wrong with it
+        return False
+
+
+def _remotes() -> Iterator[Finding]:
+    """The packages that remotes need beside DVC."""
+    config = _dvc_config()
+    urls = [config[section].get("url", "") for section in config.sections() if "remote" in section]
+    packages = {_REMOTES[scheme] for url in urls if (scheme := url.partition("://")[0]) in _REMOTES}
+    missing = sorted(package for package in packages if not installed(package))
+    if missing:
+        needs = f"a remote needs {few(missing)}; `python -m pip install {' '.join(missing)}`"
+        yield Finding("problem", "remote", needs)
+
+
+def _dvc_config() -> configparser.ConfigParser:
+    config = configparser.ConfigParser(strict=False, interpolation=None)
+    with suppress(configparser.Error, ValueError):  # DVC says what is wrong with it
+        config.read([".dvc/config", ".dvc/config.local"], encoding="utf-8")
+    return config
+
+
+def _cache_beyond_ascii() -> Iterator[Finding]:
+    """DVC writes the settings of an experiment in a folder of its own as ASCII, the cache's place among them."""
+    if not str(_cache()).isascii():
+        fails = "`dvc exp run --queue` and `--temp` fail where the path of DVC's cache is not plain ASCII"
+        yield Finding("note", "dvc", f"{fails}: move it, and `dvc cache dir --local` (docs/workspace.md)")
+
+
+def _cache() -> Path:
+    return Path(".dvc", _dvc_config().get("cache", "dir", fallback="cache")).absolute()
+
+
+def _identity(what: str) -> str | None:
+    return os.environ.get(f"GIT_COMMITTER_{what.upper()}") or call("git", "config", f"user.{what}")
 
 
 def check_dvc() -> Iterator[Finding]:
@@ -149,47 +187,23 @@ def check_dvc() -> Iterator[Finding]:
     if not Path(".dvc").is_dir() or not PIPELINE_FILE.is_file():
         yield Finding("problem", "dvc", "no pipeline here; run from the folder that holds dvc.yaml")
         return
+    yield from _cache_beyond_ascii()
     if not LOCK_FILE.is_file():
         yield Finding("note", "dvc", "the pipeline has not run yet; `dvc repro`")
         return
-    answer = _call(sys.executable, "-m", "dvc", "status", "--json")
+    if not _without_git() and call("git", "rev-parse", "--git-dir") is None:
+        yield Finding("problem", "dvc", "does nothing without the git repository; see git")
+        return
+    yield from _remotes()
+    answer = call(sys.executable, "-m", "dvc", "status", "--json")
     if answer is None:
         yield Finding("problem", "dvc", "`dvc status` fails; call it to see why (a running `dvc repro` is one reason)")
         return
     stale = list(json.loads(answer))
     if stale:
-        yield Finding("note", "dvc", f"changed since they ran: {_few(stale)}; `dvc repro` runs them")
+        yield Finding("note", "dvc", f"changed since they ran: {few(stale)}; `dvc repro` runs them")
     else:
         yield Finding("ok", "dvc", "every stage is up to date")
-
-
-def check_store() -> Iterator[Finding]:
-    """The MLflow record, and whether the installed MLflow can use it."""
-    uri = store_uri()
-    shown = without_credentials(uri)
-    if uri.startswith(("http://", "https://")):
-        yield _server(uri, shown)
-    elif uri.startswith("sqlite:///"):
-        yield _database(uri, Path(uri.removeprefix("sqlite:///")))
-    else:
-        yield Finding("note", "mlflow", f"{shown} is not looked into from here; `mlflow ui --backend-store-uri` does")
-
-
-def check_stray_stores() -> Iterator[Finding]:
-    """Records beside the record: MLflow refuses the one kind, and nobody finds the runs in the other."""
-    root = main_workspace()
-    old = sorted(path.parent for path in root.glob("mlruns/*/meta.yaml"))
-    if old:
-        names = _few([path.relative_to(root).as_posix() for path in old])
-        yield Finding(
-            "problem", "stores", f"an old-style file store: {names}; MLflow refuses it: move it out of mlruns"
-        )
-    apart = [path for name in ("mlflow.db", "mlruns") for path in root.glob(f"*/{name}") if path.parent.name[0] != "."]
-    if apart:
-        names = _few([path.relative_to(root).as_posix() for path in apart])
-        yield Finding("note", "stores", f"a second record: {names}; delete it, or name it in MLFLOW_TRACKING_URI")
-    if not old and not apart:
-        yield Finding("ok", "stores", "no stray MLflow store")
 
 
 def check_data() -> Iterator[Finding]:
@@ -197,146 +211,33 @@ def check_data() -> Iterator[Finding]:
     missing = [name for name in SHA256 if not (RAW_DIR / name).is_file()]
     damaged = [name for name in SHA256 if name not in missing and not is_verified(RAW_DIR / name)]
     if damaged:
-        yield Finding("problem", "data", f"not as published (SHA-256): {_few(damaged)}; `dvc repro -f download`")
+        yield Finding("problem", "data", f"not as published (SHA-256): {few(damaged)}; `dvc repro -f download`")
     if missing:
-        yield Finding("note", "data", f"not here yet: {_few(missing)}; `dvc repro download` fetches it")
+        yield Finding("note", "data", f"not here yet: {few(missing)}; `dvc repro download` fetches it")
     if not damaged and not missing:
         yield Finding("ok", "data", "all four files as published (SHA-256)")
 
 
 def check_disk() -> Iterator[Finding]:
-    """The space left for outs, cache and record."""
-    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    """The space left for outs, cache and record; the cache may lie on a disk of its own."""
+    places = {"": Path.cwd(), " where DVC's cache lies": _cache()}
+    room = {where: shutil.disk_usage(place).free / 2**30 for where, place in places.items() if place.is_dir()}
+    where, free = min(room.items(), key=lambda found: found[1])
     if free < _DISK_NEEDED:
-        yield Finding("problem", "disk", f"{free:.2f} GiB free; make room, `dvc gc --workspace` clears old outs")
+        yield Finding("problem", "disk", f"{free:.2f} GiB free{where}; {_ROOM}")
     elif free < _DISK_WISHED:
-        yield Finding("note", "disk", f"{free:.1f} GiB free; `dvc gc --workspace` clears old outs")
+        yield Finding("note", "disk", f"{free:.1f} GiB free{where}; {_ROOM}")
     else:
-        yield Finding("ok", "disk", f"{free:,.0f} GiB free")
+        yield Finding("ok", "disk", f"{free:,.0f} GiB free{where}")
 
 
-def check_programs() -> Iterator[Finding]:
-    """Programs that are used where they are there."""
-    browsers = ("chromium", "chromium-browser")
-    yield _program("chromium", browsers, "the tests in a browser are skipped; on Debian, `apt-get install chromium`")
-    slow = "training on a CPU is slower, for nothing can be compiled; on Debian, `apt-get install g++`"
-    yield _program("compiler", (compiler_name(),), slow)
+def check_browser() -> Iterator[Finding]:
+    """The browser that tests use where it is there."""
+    skipped = "the tests in a browser are skipped; on Debian, `apt-get install chromium`"
+    yield program("chromium", ("chromium", "chromium-browser"), skipped)
 
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
-    check_python, check_packages, check_params, check_cuda, check_git, check_dvc, check_store, check_stray_stores,
-    check_data, check_disk, check_programs,
+    check_python, check_packages, check_params, check_cuda, check_git, check_dvc, check_store, check_files,
+    check_stray_stores, check_trainings, check_data, check_disk, check_browser, check_compiler,
 )  # fmt: skip
-
-
-def _device_wished() -> str:
-    try:
-        return load_params(PARAMS_FILE).train.device
-    except UserError:  # check_params tells
-        return "auto"
-
-
-def _no_gpu(reason: str) -> Finding:
-    if _device_wished() == "cuda":
-        return Finding("problem", "cuda", f"{reason}, but train.device is cuda; set it to auto, or mend that")
-    return Finding("note", "cuda", f"{reason}; training takes the CPU, which is slower and needs no setting")
-
-
-def _gpus() -> Finding:
-    import pynvml
-
-    driver = pynvml.nvmlSystemGetDriverVersion()
-    able = pynvml.nvmlSystemGetCudaDriverVersion_v2() // 1000
-    needed = _installed("cuda-toolkit")
-    if needed and able < int(needed.split(".")[0]):
-        text = f"driver {driver} is for CUDA {able}, PyTorch needs {needed}; install a newer driver"
-        return Finding("problem", "cuda", text)
-    count = pynvml.nvmlDeviceGetCount()
-    names = [pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(index)) for index in range(count)]
-    if not names:
-        return _no_gpu(f"driver {driver}, but no GPU")
-    return Finding("ok", "cuda", f"{', '.join(names)}; driver {driver}, CUDA {able}")
-
-
-def _server(uri: str, shown: str) -> Finding:
-    import requests
-
-    try:
-        answer = requests.get(f"{uri.rstrip('/')}/version", timeout=_SERVER_PATIENCE, **_credentials())
-    except requests.RequestException as error:
-        text = f"{shown} does not answer ({type(error).__name__}); start it, or unset MLFLOW_TRACKING_URI"
-        return Finding("problem", "mlflow", text)
-    if not answer.ok:
-        text = f"{shown} answers {answer.status_code}; check MLFLOW_TRACKING_USERNAME and ..._PASSWORD, or ..._TOKEN"
-        return Finding("note", "mlflow", text)
-    return Finding("ok", "mlflow", f"{shown} answers, MLflow {answer.text[:50].strip()}")
-
-
-def _credentials() -> dict[str, Any]:
-    """Those of the environment, in the order in which MLflow's client takes them, as arguments of requests."""
-    asked = os.environ.get
-    user, password = asked("MLFLOW_TRACKING_USERNAME"), asked("MLFLOW_TRACKING_PASSWORD")
-    if user and password:
-        return {"auth": (user, password)}
-    token = asked("MLFLOW_TRACKING_TOKEN")
-    return {"headers": {"Authorization": f"Bearer {token}"}} if token else {}
-
-
-def _database(uri: str, file: Path) -> Finding:
-    if not file.is_file():
-        return Finding("note", "mlflow", f"no record yet; `dvc repro` makes {file}")
-    try:
-        with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as record:
-            (schema,) = record.execute("SELECT version_num FROM alembic_version").fetchone()
-            (runs,) = record.execute("SELECT count(*) FROM runs WHERE lifecycle_stage = 'active'").fetchone()
-    except (sqlite3.Error, TypeError) as error:
-        return Finding("problem", "mlflow", f"{file}: no MLflow record ({error}); move it away, then `make record`")
-    known, newest = _schemas()
-    if schema == newest:
-        return Finding("ok", "mlflow", f"{file}: {runs} runs, schema {schema}")
-    if schema in known:
-        text = f"{file}: schema {schema} of an older MLflow; copy the file, then `mlflow db upgrade {uri}`"
-        return Finding("problem", "mlflow", text)
-    text = f"{file}: schema {schema} of a newer MLflow than {_installed('mlflow')}; install the one that made it"
-    return Finding("problem", "mlflow", text)
-
-
-def _schemas() -> tuple[set[str], str]:
-    """Every schema the installed MLflow has had, and the newest: the one that no other comes after."""
-    found = find_spec("mlflow")
-    folder = Path(str(found and found.origin)).parent / "store/db_migrations/versions"
-    scripts = [path.read_text(encoding="utf-8") for path in folder.glob("*.py")]
-    lines = {word: [re.findall(rf"^{word} = .*$", text, re.MULTILINE) for text in scripts]
-             for word in ("revision", "down_revision")}  # fmt: skip
-    known, left = (set(re.findall(r"[0-9a-f]{12}", str(lines[word]))) for word in ("revision", "down_revision"))
-    return known, next(iter(known - left), "")
-
-
-def _program(subject: str, names: tuple[str, ...], otherwise: str) -> Finding:
-    found = next(filter(None, map(shutil.which, names)), None)
-    if not found:
-        return Finding("note", subject, f"not found ({', '.join(names)}); {otherwise}")
-    said = _call(found, "--version")
-    if not said:
-        return Finding("note", subject, f"{found} does not run; {otherwise}")
-    return Finding("ok", subject, f"{found}: {said.splitlines()[0].strip()}")
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _call(*command: str) -> str | None:
-    """What a program prints, or None where it fails."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, check=False, errors="replace")
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

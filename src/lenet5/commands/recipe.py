@@ -78,15 +78,11 @@ def _set(place: dict[str, Any], wanted: Mapping[str, Any], above: str = "") -> I
 
 
 def _yaml() -> YAML:
-    """Reads and writes a file so that what is not changed stays as it is written, comments too."""
+    """Reads and writes a file so that what is not changed stays as it is written, comments too.
+
+    Lists and null come out as `dvc exp run -S` writes them, so that neither undoes the other's layout.
+    """
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 10_000
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    yaml.representer.add_representer(type(None), _null)
     return yaml
-
-
-def _null(representer: Any, _: None) -> Any:
-    # ruamel leaves it out, and `local_dir:` looks like a mistake.
-    return representer.represent_scalar("tag:yaml.org,2002:null", "null")

@@ -1,75 +1,108 @@
-"""Repeat a recorded result: ``python -m lenet5.reproduce RUN_ID`` or ``... models:/NAME@champion``.
+"""Repeat a recorded result, beside the person's own workspace and record, which stay untouched.
 
-Restores the run's commit, uncommitted changes and params in a git worktree of its own, trains and evaluates there,
-and shows the recorded and the new figures side by side. The person's own workspace and record stay untouched.
+The run's commit, uncommitted changes and params are restored in a git worktree of its own; training and evaluation
+run there, and the recorded and the new figures are shown side by side.
 """
 
-import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 
-from lenet5.errors import UserError, one_line_errors
-from lenet5.fashion_mnist import RAW_DIR
+from lenet5.data.fashion_mnist import RAW_DIR
+from lenet5.errors import UserError
 from lenet5.files import digest, read_json
 from lenet5.outs import EVALUATION, WEIGHTS
-from lenet5.record import evaluation_figures
-from lenet5.tracking import Recorded, fetch
+from lenet5.params import load_params
+from lenet5.record.addresses import sqlite_uri
+from lenet5.record.reading import Recorded, fetch
+from lenet5.record.result import evaluation_figures
 from lenet5.workspace import PARAMS_FILE
 
 
-def main() -> None:
-    """Read the command line, reproduce, and show how it compares."""
-    parser = argparse.ArgumentParser(prog="python -m lenet5.reproduce", description="Repeat a recorded result.")
-    parser.add_argument("result", help="an MLflow run id, or models:/NAME@ALIAS, or models:/NAME/VERSION")
-    arguments = parser.parse_args()
-    with one_line_errors("reproduce", "call it again"), tempfile.TemporaryDirectory() as folder:
-        recorded = fetch(arguments.result, Path(folder))
-        worktree = Path(tempfile.mkdtemp(prefix=f"lenet5-{recorded.run_id[:8]}-"))
-        restore(recorded, worktree)
-        print(f"{recorded.name} at {recorded.commit[:10]}, restored in {worktree}", flush=True)
-        _train_and_evaluate(worktree)
-        compare(recorded, worktree)
-        print(f"`git worktree remove --force {worktree}` clears it away")
+def reproduce(reference: str) -> int:
+    """Repeat a recorded result, and show how it compares. Raises UserError where it cannot be had or repeated."""
+    with tempfile.TemporaryDirectory() as folder:
+        recorded = fetch(reference, load_params(PARAMS_FILE), Path(folder))
+        with restored(recorded) as workspace:
+            print(f"{recorded.name} at {recorded.commit[:10]}, restored in {workspace}", flush=True)
+            _train_and_evaluate(workspace)
+            compare(recorded, workspace)
+    return 0
 
 
-def restore(recorded: Recorded, worktree: Path) -> None:
-    """Check out the run's code and params in ``worktree``. Raises UserError where git no longer has the commit."""
+@contextmanager
+def restored(recorded: Recorded) -> Iterator[Path]:
+    """The run's code and params, in a git worktree that is cleared away with the block; gives the workspace in it.
+
+    Raises UserError where git does not have the commit, or its changes do not apply.
+    """
+    worktree = Path(tempfile.mkdtemp(prefix=f"lenet5-{recorded.run_id[:8]}-"))
+    try:
+        yield _restore(recorded, worktree)
+    finally:
+        _git("worktree", "remove", "--force", str(worktree))
+        shutil.rmtree(worktree, ignore_errors=True)
+
+
+def _restore(recorded: Recorded, worktree: Path) -> Path:
+    if not recorded.commit:
+        raise UserError(f"run {recorded.run_id} was recorded without git: no commit says which code it ran")
     done = _git("worktree", "add", "--force", "--detach", str(worktree), recorded.commit)
     if done.returncode:
-        raise UserError(
-            f"commit {recorded.commit or '(none)'} of run {recorded.run_id} is not in this repository: fetch it"
-        )
+        raise UserError(f"commit {recorded.commit} of run {recorded.run_id} is not in this repository: fetch it")
     if recorded.diff:
-        applied = _git("-C", str(worktree), "apply", "--whitespace=nowarn", str(recorded.diff))
+        applied = _git(
+            "-c", "apply.ignoreWhitespace=no", "-C", str(worktree), "apply", "--whitespace=nowarn", str(recorded.diff)
+        )
         if applied.returncode:
             raise UserError(f"the changes recorded with run {recorded.run_id} do not apply: {applied.stderr}")
-    (worktree / PARAMS_FILE).write_bytes(recorded.params.read_bytes())
+    # The pipeline may lie in a folder of its repository.
+    workspace = worktree / _git("rev-parse", "--show-prefix").stdout.removesuffix("\n")
+    if not (workspace / PARAMS_FILE).is_file():
+        raise UserError(f"commit {recorded.commit} of run {recorded.run_id} holds no pipeline where this one lies")
+    (workspace / PARAMS_FILE).write_bytes(recorded.params.read_bytes())
+    return workspace
 
 
-def _train_and_evaluate(worktree: Path) -> None:
+def _train_and_evaluate(workspace: Path) -> None:
     environment = os.environ | {
-        "PYTHONPATH": str(worktree / "src"),
+        "PYTHONPATH": str(workspace / "src"),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "MLFLOW_TRACKING_URI": f"sqlite:///{(worktree / 'mlflow.db').as_posix()}",
+        "MLFLOW_TRACKING_URI": sqlite_uri(workspace / "mlflow.db"),
     }
     environment.setdefault("FASHION_MNIST_DIR", str(RAW_DIR.absolute()))
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", "repro", "evaluate"], cwd=worktree, env=environment, check=False
-    )
-    if done.returncode:
-        raise UserError(f"the pipeline failed in {worktree}, see above")
+    with subprocess.Popen([sys.executable, "-m", "dvc", "repro", "evaluate"], cwd=workspace, env=environment) as dvc:
+        try:
+            status = dvc.wait()
+        finally:
+            _end(dvc)
+    if status:
+        raise UserError("the pipeline failed, see above; its folder is cleared away")
 
 
-def compare(recorded: Recorded, worktree: Path) -> None:
+def _end(started: subprocess.Popen[bytes]) -> None:
+    """End a process and what it started: a stage of DVC's outlives DVC, and would write where nothing is any more."""
+    if started.poll() is not None:
+        return
+    with suppress(psutil.NoSuchProcess):  # it ends by itself meanwhile
+        process = psutil.Process(started.pid)
+        for member in [*process.children(recursive=True), process]:
+            member.kill()
+
+
+def compare(recorded: Recorded, workspace: Path) -> None:
     """Print the verdict on the weights, and each figure as recorded and as reproduced."""
     console = Console()
-    figures = evaluation_figures(read_json(worktree / EVALUATION))
+    figures = evaluation_figures(read_json(workspace / EVALUATION))
     table = Table("figure", "recorded", "reproduced", "difference")
     for name, value in sorted(figures.items()):
         if name in recorded.figures:
@@ -78,14 +111,10 @@ def compare(recorded: Recorded, worktree: Path) -> None:
                 name, f"{before:.6f}", f"{value:.6f}", f"{value - before:+.1e}" if value != before else "same"
             )
     console.print(table)
-    same = digest((worktree / WEIGHTS).read_bytes()) == recorded.weights_digest
+    same = digest((workspace / WEIGHTS).read_bytes()) == recorded.weights_digest
     verdict = "identical, byte for byte" if same else "different: another kind of machine, or other library versions"
     console.print(f"weights: {verdict}")
 
 
 def _git(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-
-
-if __name__ == "__main__":
-    main()
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, errors="replace", check=False)

@@ -1,47 +1,47 @@
-"""Tell an improvement from luck: ``python -m lenet5.seeds --count 8`` trains the current params from several seeds.
+"""Tell an improvement from luck: the current params trained from several seeds.
 
-On a CPU one process a core, with one thread each; on a GPU all at once, their weights stacked, each with its own
+On a CPU one process a core, with one thread each; on a GPU many at once, their weights stacked, each with its own
 shuffling. The workspace's outs stay as they are.
 """
 
-import argparse
-import multiprocessing
-import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import NoReturn
+from typing import TYPE_CHECKING
 
+import joblib
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from lenet5 import evaluation
-from lenet5.datasets import Splits, load_splits
-from lenet5.engine import EngineChoice, choose_engine, pick_device, set_deterministic, set_precision
-from lenet5.errors import UserError, one_line_errors
-from lenet5.fashion_mnist import RAW_DIR
-from lenet5.history import EpochRow
-from lenet5.lineage import lineage_tags, read_code
-from lenet5.model import LeNet5
+from lenet5.commands.cluster import cluster_engine, refuse_share
+from lenet5.commands.seeds_display import SeedsDisplay
+from lenet5.commands.seeds_journal import Journal, Replica, journal
+from lenet5.data.datasets import load_splits
+from lenet5.data.fashion_mnist import RAW_DIR
+from lenet5.errors import UserError
+from lenet5.files import digest
 from lenet5.params import Params, load_params
-from lenet5.record import evaluation_figures
-from lenet5.replicas import train_replicas
-from lenet5.training import Progress, Training, make_model
-from lenet5.workspace import PARAMS_FILE
+from lenet5.processors import use_own_share
+from lenet5.record.lineage import lineage_tags, read_code
+from lenet5.record.result import evaluation_figures
+from lenet5.results.history import EpochRow
+from lenet5.search.engine import Engine, Gained, Lost
+from lenet5.search.local import LocalEngine
+from lenet5.search.runs import run_all
+from lenet5.search.seeds import TOGETHER, seed_jobs, train_seeds
+from lenet5.training.checkpoint import result_key
+from lenet5.training.device import pick_device
+from lenet5.training.engine import choose_engine
+from lenet5.workspace import PARAMS_FILE, PIPELINE_FILE, SEEDS, main_workspace
+
+if TYPE_CHECKING:
+    from lenet5.record.seeds import SeedsRun  # MLflow, which is imported when the params are known to be right
 
 CONFIDENCE = 0.95
 _LARGEST_SEED = 2**31 - 1
-
-
-@dataclass(frozen=True)
-class Replica:
-    """What one seed gave: its history and the figures of its chosen weights, named as in the record."""
-
-    seed: int
-    rows: list[EpochRow]
-    figures: dict[str, float]
+_ABOUT_A_MEAN = ("deviation", "low", "high")
 
 
 @dataclass(frozen=True)
@@ -54,27 +54,34 @@ class Spread:
     high: float
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
+def seeds(count: int, on: str | None, gpus: float) -> int:
+    """Train the current params from ``count`` seeds, show the spread of every figure, and record it.
 
+    They are trained here, or on the cluster at ``on``, each with ``gpus`` of a card.
 
-def main() -> None:
-    """Read the command line, train, record, and show."""
-    with one_line_errors("seeds", "call it again"):
-        parser = _Parser(prog="python -m lenet5.seeds", description="Train the current params from several seeds.")
-        parser.add_argument("--count", type=int, required=True, help="how many: train.seed, train.seed + 1, ...")
-        count = parser.parse_args().count
-        params = load_params(PARAMS_FILE)
-        seeds = seeds_from(params.train.seed, count)
-        replicas = []
-        for replica in train_all(params, seeds):
-            accuracy = replica.figures["final/test_accuracy"]
-            print(f"seed {replica.seed}: {len(replica.rows)} epochs, test accuracy {accuracy:.4f}", flush=True)
-            replicas.append(replica)
-        spreads = {name: spread([one.figures[name] for one in replicas]) for name in replicas[0].figures}
+    Seeds that have finished are kept, whatever ends this process, and are not trained again.
+    """
+    refuse_share(gpus, on)
+    params = load_params(PARAMS_FILE)
+    wanted = seeds_from(params.train.seed, count)
+    if on:
+        params, key, engine = _on_cluster(params, on, gpus)
+    else:
+        params, key, engine = _on_this_machine(params, count)
+    with closing(engine), journal(main_workspace() / SEEDS, key) as kept:
+        record = _open_record(params, wanted, f"{key[:32]} {wanted[0]} to {wanted[-1]}")
+        try:
+            finished = _train(params, wanted, engine, kept, record)
+        except KeyboardInterrupt:
+            record.interrupted()
+            raise
+        spreads = {name: spread([one.figures[name] for one in finished]) for name in finished[0].figures}
         Console().print(spread_table(spreads, count))
-        _record(params, replicas, spreads)
+        for one in finished:
+            record.add(one.seed, one.rows, one.figures)
+        record.finish(_summary(spreads))
+        print(f"MLflow run {record.run_id}: {record.page}")
+    return 0
 
 
 def seeds_from(first: int, count: int) -> list[int]:
@@ -86,62 +93,81 @@ def seeds_from(first: int, count: int) -> list[int]:
     return list(range(first, first + count))
 
 
-def train_all(params: Params, seeds: Sequence[int]) -> Iterator[Replica]:
-    """A replica for each of ``seeds``, in their order. Raises UserError as training does."""
+def _on_this_machine(params: Params, count: int) -> tuple[Params, str, Engine]:
+    """The params with the device they are trained on, what decides their results, and who trains."""
     device = pick_device(params.train.device)
-    load_splits(RAW_DIR, params.data, torch.device("cpu"))  # what is wrong with the data is said once
+    splits = load_splits(RAW_DIR, params.data, torch.device("cpu"))  # what is wrong with the data is said once
+    params = _with(params, device=device.type)  # settled, so that no worker says again why it is not the GPU
+    choice = choose_engine(params.model, params.train, len(splits.train), device)
+    key = result_key(_with(params, seed=0), PIPELINE_FILE, device, choice)
+    work = partial(train_seeds, RAW_DIR)
     if device.type == "cuda":
-        yield from train_together(params, seeds, device)
-        return
-    processes = min(len(seeds), os.cpu_count() or 1)
-    context = multiprocessing.get_context("spawn")  # a forked process would share PyTorch's threads, which do not fork
-    with ProcessPoolExecutor(processes, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        yield from pool.map(partial(train_one, params), seeds)
+        return params, digest(f"stacked {key}".encode()), LocalEngine(work, 1, use_own_share)
+    workers = min(count, joblib.cpu_count())
+    return params, key, LocalEngine(work, workers, partial(torch.set_num_threads, 1))
 
 
-def train_one(params: Params, seed: int) -> Replica:
-    """Train from ``seed`` as the stage ``train`` does, and measure the chosen weights."""
-    torch.compiler.reset()  # a process compiles for eight models, and then no more
-    recipe = params.train.model_copy(update={"seed": seed})
-    device = pick_device(recipe.device)
-    splits, engine = _prepare(params, device)
-    training = Training(make_model(params.model, seed, device), splits, recipe, engine)
-    for _ in training.epochs():
-        pass
-    return _measured(params, seed, training, splits)
+def _on_cluster(params: Params, address: str, gpus: float) -> tuple[Params, str, Engine]:
+    """The same for a cluster, whose machines must have what this one has, but for the card."""
+    params = _with(params, device="cuda" if gpus else "cpu")
+    cpu = torch.device("cpu")
+    here = _with(params, seed=0) if not gpus else _with(params, seed=0, engine="eager", precision="fp32")
+    choice = choose_engine(here.model, here.train, 1, cpu)
+    key = result_key(_with(params, seed=0), PIPELINE_FILE, cpu, choice)
+    engine = cluster_engine(partial(train_seeds, RAW_DIR), address, gpus, params)
+    return params, digest(f"cards of a cluster {key}".encode()) if gpus else key, engine
 
 
-def train_together(params: Params, seeds: Sequence[int], device: torch.device) -> Iterator[Replica]:
-    """Train all of ``seeds`` at once, their weights stacked."""
-    splits, engine = _prepare(params, device)
-    trained = train_replicas(params.model, splits, params.train, seeds, engine)
-    for seed, progress in zip(seeds, trained, strict=True):
-        yield _measured(params, seed, progress, splits)
+def _with(params: Params, **changes: object) -> Params:
+    return params.model_copy(update={"train": params.train.model_copy(update=changes)})
 
 
-def _prepare(params: Params, device: torch.device) -> tuple[Splits, EngineChoice]:
-    set_deterministic(params.train.deterministic)
-    set_precision(params.train.precision, device)
-    splits = load_splits(RAW_DIR, params.data, device)
-    return splits, choose_engine(params.train, len(splits.train), device)
+def _train(params: Params, wanted: Sequence[int], engine: Engine, kept: Journal, record: "SeedsRun") -> list[Replica]:
+    """Train those of ``wanted`` that ``kept`` does not hold, each kept and recorded as it ends; all of them."""
+    finished = {seed: one for seed, one in kept.read().items() if seed in wanted}
+    rows: dict[int, list[EpochRow]] = {seed: [] for seed in wanted}
+    sender = _Sender(record)
+    with SeedsDisplay(Console(), wanted, params.train.epochs) as display:
+        for one in finished.values():
+            display.finished(one.seed, len(one.rows), one.figures)
+            sender.send(one, display)
+        missing = [seed for seed in wanted if seed not in finished]
+        jobs = seed_jobs(params, missing, TOGETHER if params.train.device == "cuda" else 1)
+        seeds_of = {job.key: job.params["seeds"] for job in jobs}
+        for event in run_all(engine, jobs):
+            if isinstance(event, Lost):
+                display.say(f"{event.key}: {event.reason}; it starts again")
+                display.again(seeds_of[event.key])
+                rows |= {seed: [] for seed in seeds_of[event.key]}
+            elif isinstance(event, Gained):
+                seed = event.row["seed"]
+                if "epoch" in event.row:
+                    rows[seed].append(EpochRow(**event.row["epoch"]))
+                    display.epoch(seed, rows[seed][-1])
+                    continue
+                figures = evaluation_figures({**event.row["figures"], "best_epoch": event.row["chosen_epoch"]})
+                finished[seed] = Replica(seed, rows[seed], figures)
+                kept.add(finished[seed])
+                display.finished(seed, len(rows[seed]), figures)
+                sender.send(finished[seed], display)
+    return [finished[seed] for seed in wanted]
 
 
-def _measured(params: Params, seed: int, progress: Progress, splits: Splits) -> Replica:
-    model = LeNet5(params.model)
-    model.load_state_dict(progress.weights)
-    on_device = model.to(splits.train.labels.device).to(memory_format=torch.channels_last)
-    return Replica(seed, progress.rows, figures(on_device, splits))
+class _Sender:
+    """Records seeds as they end. A store that goes away holds nothing up: the rest is sent when all have ended."""
 
+    def __init__(self, record: "SeedsRun") -> None:
+        self._record, self._behind = record, False
 
-def figures(model: LeNet5, splits: Splits) -> dict[str, float]:
-    """Loss and accuracy of ``model`` on every split, and the gaps, as the record names them."""
-    measures = {name: evaluation.measure(model, split) for name, split in splits.measured().items()}
-    measured = {name: {"loss": one.loss, "accuracy": one.accuracy} for name, one in measures.items()}
-    gaps = {
-        "gap": evaluation.gap_figures(measured["train"], measured.get("validation", measured["test"])),
-        "gap_test": evaluation.gap_figures(measured["train"], measured["test"]),
-    }
-    return evaluation_figures(measured | gaps)
+    def send(self, one: Replica, display: SeedsDisplay) -> None:
+        """Record ``one``; says once that it cannot be done now."""
+        if self._behind:
+            return
+        try:
+            self._record.add(one.seed, one.rows, one.figures)
+        except UserError as error:
+            self._behind = True
+            display.say(f"training goes on, and the rest is sent at its end: {error}")
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -154,29 +180,24 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(mean, deviation, mean - margin, mean + margin)
 
 
-def spread_table(spreads: dict[str, Spread], count: int) -> Table:
+def spread_table(spreads: Mapping[str, Spread], count: int) -> Table:
     """One row a figure."""
     table = Table("figure", "mean", "standard deviation", f"{CONFIDENCE:.0%} interval", title=f"{count} seeds")
     for name, one in spreads.items():
-        table.add_row(
-            name.removeprefix("final/"), f"{one.mean:.4f}", f"{one.deviation:.4f}", f"{one.low:.4f} to {one.high:.4f}"
-        )
+        table.add_row(name, f"{one.mean:.4f}", f"{one.deviation:.4f}", f"{one.low:.4f} to {one.high:.4f}")
     return table
 
 
-def _record(params: Params, replicas: Sequence[Replica], spreads: dict[str, Spread]) -> None:
-    from lenet5 import tracking
+def _summary(spreads: Mapping[str, Spread]) -> dict[str, float]:
+    """A run's figures, for which the means stand, and what is known of the means."""
+    about = {f"{name}_{kind}": getattr(one, kind) for name, one in spreads.items() for kind in _ABOUT_A_MEAN}
+    return {name: one.mean for name, one in spreads.items()} | about
+
+
+def _open_record(params: Params, wanted: Sequence[int], question: str) -> "SeedsRun":
+    from lenet5.record.seeds import SeedsRun
+    from lenet5.record.store import connect
 
     code = read_code()
-    tags = lineage_tags(code) | {"mlflow.source.name": "python -m lenet5.seeds"}
-    children = [(one.seed, one.rows, one.figures) for one in replicas]
-    summary = {
-        f"{kind}/{name.removeprefix('final/')}": value
-        for name, one in spreads.items()
-        for kind, value in vars(one).items()
-    }
-    print(f"MLflow run {tracking.record_seeds(tracking.connect(params), params, children, summary, tags, code)}")
-
-
-if __name__ == "__main__":
-    main()
+    tags = lineage_tags(code) | {"mlflow.source.name": "lenet5 seeds"}
+    return SeedsRun(connect(params), params, wanted, question, tags, code)

@@ -6,6 +6,8 @@ import io
 import os
 import socket
 import tempfile
+from email import message_from_bytes
+from email.policy import HTTP
 from importlib.resources import files
 from pathlib import Path
 
@@ -21,29 +23,40 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lenet5 import tracking
+from lenet5.commands.predict import (
+    described,
+    draw_maps,
+    is_model_uri,
+    load_session,
+    probabilities,
+    ranked,
+    read_model,
+    resolved,
+)
+from lenet5.data.images import decode_image
+from lenet5.data.likeness import unlikeness, warning
 from lenet5.errors import UserError
-from lenet5.images import decode_image
-from lenet5.params import load_params
-from lenet5.predict import is_model_uri, load_session, probabilities, ranked, read_model
-from lenet5.workspace import PARAMS_FILE
+from lenet5.record.onnx_model import onnx_file, pack_model, scoring_app
+from lenet5.record.reading import fetch_model
 
 LARGEST_BODY = 32 * 2**20
 """Bytes: a photograph of the largest size that is read, or two thousand images as JSON."""
 
 _GRACE_SECONDS = 3
+_PNG = {"Content-Type": "image/png"}
 
 
-def serve(reference: str | None, host: str, port: int) -> int:
-    """Serve the model, the champion where ``reference`` is None, until Ctrl-C.
+def serve(reference: str, host: str, port: int) -> int:
+    """Serve the model until Ctrl-C.
 
     Raises UserError where the model cannot be used or the port cannot be had.
     """
-    reference = reference or f"models:/{load_params(PARAMS_FILE).register_.model_name}@champion"
+    reference = resolved(reference)
     with tempfile.TemporaryDirectory() as folder, _listen(host, port) as listening:
         app = build_app(_mlflow_model(reference, Path(folder)), reference)
         address = f"[{host}]" if ":" in host else host
-        print(f"{reference} on http://{address}:{listening.getsockname()[1]} (Ctrl-C ends it)", flush=True)
+        print(f"Serving {described(reference)}")
+        print(f"on http://{address}:{listening.getsockname()[1]} (Ctrl-C ends it)", flush=True)
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=_GRACE_SECONDS)
         try:
             uvicorn.Server(config).run(sockets=[listening])
@@ -55,13 +68,17 @@ def serve(reference: str | None, host: str, port: int) -> int:
 def build_app(model: Path, name: str) -> FastAPI:
     """MLflow's own scoring server of the model in the folder ``model``, with the page and what it asks added.
 
-    ``POST /predict`` takes the bytes of a picture, and gives every class with its probability and the 28 x 28 image.
+    ``POST /predict`` takes a picture, its bytes or a form with the file, and gives every class with its probability,
+    how unlike the training images it is, and the 28 x 28 image; ``POST /maps`` takes the same, and gives a picture of
+    what the layers make of it.
     """
-    session = load_session(tracking.onnx_file(model).read_bytes(), name)
+    content = onnx_file(model, name).read_bytes()
+    session = load_session(content, name)
     page = _page(name)
-    app = tracking.scoring_app(model)
+    app = scoring_app(model)
     # Decoding takes memory as well as time: no more pictures at once than there are processors.
     limiter = anyio.CapacityLimiter(os.cpu_count() or 1)
+    drawing = anyio.CapacityLimiter(1)
 
     @app.get("/")
     async def root() -> Response:
@@ -69,9 +86,19 @@ def build_app(model: Path, name: str) -> FastAPI:
 
     @app.post("/predict")
     async def predict(request: Request) -> Response:
-        body = await request.body()
+        body, kind = await request.body(), request.headers.get("content-type", "")
         try:
-            return JSONResponse(await anyio.to_thread.run_sync(_answer, session, body, limiter=limiter))
+            return JSONResponse(await anyio.to_thread.run_sync(_answer, session, body, kind, limiter=limiter))
+        except UserError as error:
+            return _refusal(400, str(error))
+
+    @app.post("/maps")
+    async def maps(request: Request) -> Response:
+        body, kind = await request.body(), request.headers.get("content-type", "")
+        try:
+            return Response(
+                await anyio.to_thread.run_sync(_maps, content, name, body, kind, limiter=drawing), 200, _PNG
+            )
         except UserError as error:
             return _refusal(400, str(error))
 
@@ -84,7 +111,10 @@ def build_app(model: Path, name: str) -> FastAPI:
 
 
 class _LimitedBody:
-    """Takes each request's body before anything else sees it, and refuses what is longer than LARGEST_BODY."""
+    """Takes each request's body before anything else sees it, and refuses what is longer than LARGEST_BODY.
+
+    A body of which nobody says what it is passes for JSON.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -101,6 +131,8 @@ class _LimitedBody:
             refusal = _refusal(413, f"larger than {LARGEST_BODY // 2**20} MiB; send less at once")
             await refusal(scope, receive, send)
             return
+        if not any(name == b"content-type" for name, _ in scope["headers"]):  # MLflow's server fails without
+            scope = {**scope, "headers": [*scope["headers"], (b"content-type", b"application/json")]}
         taken = iter([body])
 
         async def replay() -> Message:
@@ -130,9 +162,33 @@ def _refusal(status: int, message: str, headers: object = None) -> Response:
     return JSONResponse(content, status, headers if isinstance(headers, dict) else None)
 
 
-def _answer(session: onnxruntime.InferenceSession, body: bytes) -> dict[str, object]:
-    image = decode_image(io.BytesIO(body))
-    return {"classes": ranked(probabilities(session, image)), "image": _data_uri(image)}
+def _answer(session: onnxruntime.InferenceSession, body: bytes, kind: str) -> dict[str, object]:
+    image = _picture(body, kind)
+    unlike = unlikeness(image)
+    return {
+        "classes": ranked(probabilities(session, image)),
+        "unlike": unlike,
+        "warning": warning(unlike),
+        "image": _data_uri(image),
+    }
+
+
+def _picture(body: bytes, kind: str) -> NDArray[np.uint8]:
+    """What was sent, as (28, 28); ``kind`` is its Content-Type. Raises UserError where it is no usable picture."""
+    return decode_image(io.BytesIO(_file_of_form(body, kind) if kind.startswith("multipart/form-data") else body))
+
+
+def _file_of_form(body: bytes, kind: str) -> bytes:
+    """The file in a form, as `curl -F file=@picture` sends it. Raises UserError where it holds none, or several."""
+    form = message_from_bytes(b"Content-Type: " + kind.encode("latin-1") + b"\r\n\r\n" + body, policy=HTTP)
+    files = [part.get_payload(decode=True) for part in form.walk() if part.get_filename()]
+    if len(files) != 1 or not isinstance(files[0], bytes):
+        raise UserError(f"a form with {len(files)} files; send one picture: curl -F file=@picture.png")
+    return files[0]
+
+
+def _maps(model: bytes, name: str, body: bytes, kind: str) -> bytes:
+    return draw_maps(model, name, _picture(body, kind))
 
 
 def _data_uri(image: NDArray[np.uint8]) -> str:
@@ -142,16 +198,15 @@ def _data_uri(image: NDArray[np.uint8]) -> str:
 
 
 def _page(name: str) -> str:
-    page = files("lenet5").joinpath("serve.html").read_text(encoding="utf-8")
+    page = files(__package__).joinpath("serve.html").read_text(encoding="utf-8")
     return page.replace("__MODEL__", html.escape(name)).replace("__LARGEST__", str(LARGEST_BODY))
 
 
 def _mlflow_model(reference: str, folder: Path) -> Path:
     if is_model_uri(reference):
-        return tracking.fetch_model(reference, folder)
-    content = read_model(reference)
-    load_session(content, reference)  # what is no such model is told before MLflow sees it
-    return tracking.pack_model(content, folder / "model")
+        return fetch_model(reference, folder)
+    load_session(read_model(reference), reference)  # what is no such model is told before MLflow sees it
+    return pack_model(Path(reference), folder / "model")
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -1,0 +1,1 @@
+"""The command ``lenet5``, a module a word."""

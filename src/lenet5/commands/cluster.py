@@ -1,0 +1,131 @@
+"""Ray on several machines, started safely: `lenet5 seeds` and `lenet5 sweep` run on it with --on.
+
+Every machine runs these commands in a clone of the project of its own, with the environment installed.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import joblib
+
+from lenet5.errors import UserError
+from lenet5.params import Params
+from lenet5.search import ray_settings
+from lenet5.search.engine import Engine, Work
+
+_STORE_BYTES = 100_000_000  # rows are small; Ray itself would take a third of the memory
+_START_SECONDS = 180
+_FIREWALL = 600
+
+
+def head(host: str | None, port: int, cpus: int | None) -> int:
+    """Start a cluster that others join at ``host``:``port``."""
+    ray_settings.require_ray()
+    ray_settings.make_token()
+    ray_settings.require_token()
+    address = host or _address_outwards()
+    _refuse_taken(port)
+    _start(["--head", f"--port={port}", "--include-dashboard=false"], address, port, cpus, f"{address}:{port}")
+    print(f"a cluster at {address}:{port} (ports {port} to {port + _FIREWALL}), with a job a processor of this machine")
+    print(f"the token is in {ray_settings.token_file()}; others need the same file, with mode 600")
+    print(f"join:  lenet5 cluster join {address}:{port}")
+    print(f"use:   lenet5 seeds --count 8 --on {address}:{port}")
+    print("stop:  lenet5 cluster stop")
+    return 0
+
+
+def join(address: str, cpus: int | None) -> int:
+    """Let this machine take jobs of the cluster at ``address``, HOST or HOST:PORT."""
+    ray_settings.require_ray()
+    ray_settings.require_token()
+    try:
+        host, port = ray_settings.host_and_port(address)
+        own = ray_settings.own_address(host, port)
+    except OSError as error:
+        raise UserError(f"{address}: {ray_settings.nobody_there(error)}") from None
+    _start([f"--address={host}:{port}"], own, port, cpus, address)
+    print(f"{own} is part of the cluster at {host}:{port}")
+    print("stop:  lenet5 cluster stop")
+    return 0
+
+
+def stop() -> int:
+    """End Ray on this machine; the others of its cluster go on, unless this is the head."""
+    ray_settings.require_ray()
+    _ray(["stop"], 60)
+    print("Ray has ended on this machine")
+    return 0
+
+
+def refuse_share(gpus: float, on: str | None) -> None:
+    """Raises UserError for a share of a card that cannot be had."""
+    if not 0 <= gpus <= 1:
+        raise UserError(f"--gpus-per-trial {gpus:g}: a share of one card, from 0 to 1")
+    if gpus and not on:
+        raise UserError("--gpus-per-trial: for a cluster (--on); here a card is used where train.device lets it")
+
+
+def cluster_engine(work: Work, address: str, gpus: float, params: Params) -> Engine:
+    """Who trains on the cluster at ``address``. Raises UserError where it cannot be reached."""
+    from lenet5.search.cluster import ClusterEngine
+
+    return ClusterEngine(work, address, gpus, params.download)
+
+
+def _start(how: Sequence[str], own: str, port: int, cpus: int | None, address: str) -> None:
+    """Start Ray's processes, on ports that a firewall can be told. Raises UserError where they do not come up."""
+    fixed = {"node-manager": port + 1, "object-manager": port + 2, "runtime-env-agent": port + 3}
+    options = [
+        *how,
+        f"--node-ip-address={own}",
+        f"--num-cpus={joblib.cpu_count() if cpus is None else cpus}",
+        f"--object-store-memory={_STORE_BYTES}",
+        *(f"--{name}-port={number}" for name, number in fixed.items()),
+        f"--min-worker-port={port + 10}",
+        f"--max-worker-port={port + _FIREWALL}",
+        "--disable-usage-stats",
+    ]
+    done = _ray(["start", *options], _START_SECONDS)
+    if done.returncode:
+        raise UserError(f"{address}: {ray_settings.advice(done.stdout, address)}")
+
+
+def _ray(words: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
+    settings = ray_settings.environment() | ray_settings.server_environment(os.environ)
+    environment = os.environ | settings | {ray_settings.WORKSPACE: str(Path.cwd())}
+    command = [sys.executable, "-m", "ray.scripts.scripts", *words]
+    try:
+        return subprocess.run(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+            text=True, timeout=seconds, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise UserError(
+            f"`ray {words[0]}` has not ended in {seconds:.0f} s; `lenet5 cluster stop`, then again"
+        ) from None
+
+
+def _address_outwards() -> str:
+    """The address of this machine on the way to others. No packet is sent. Raises UserError where there is none."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect(("192.0.2.1", 9))  # reserved for examples
+            address: str = probe.getsockname()[0]
+            return address
+    except OSError:
+        raise UserError("this machine has no way to others; --host ADDRESS says how they reach it") from None
+
+
+def _refuse_taken(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise UserError(
+                f"--port {port}: {error.strerror}; `lenet5 cluster stop` ends a cluster here, or take another port"
+            ) from None

@@ -1,0 +1,147 @@
+"""Any number of results, the best first, each beside the one that was named first."""
+
+import base64
+import string
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from lenet5.commands.tables import GAP, SHARE, find, html_page, html_row, html_table, print_table, written
+from lenet5.errors import UserError
+from lenet5.record.promotion import discordant, holm, mcnemar
+from lenet5.record.result import Measured
+from lenet5.results.figures import draw_comparison
+
+_TEST = ("test", "accuracy")
+MOST = len(string.ascii_uppercase)
+_COLUMNS = {
+    "test accuracy, %": (_TEST, SHARE),
+    "validation": (("validation", "accuracy"), SHARE),
+    "gap": (("gap", "accuracy"), GAP),
+}
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A result's place: its figures as text, and how it compares with the first; ``better`` as in ``Kind``."""
+
+    letter: str
+    figures: Sequence[str]
+    against: str
+    better: int
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """Everything the terminal and the page show of several results; ``names`` by letter."""
+
+    names: Mapping[str, str]
+    standings: Sequence[Standing]
+    params: Sequence[Sequence[str]]
+    curves: Mapping[str, Measured]
+    explanation: str
+
+
+def rank(results: Sequence[Measured], alpha: float) -> Leaderboard:
+    """Order results by their test accuracy. Raises UserError where they were measured on different test images."""
+    if len(results) > MOST:
+        raise UserError(f"{len(results)} results; `lenet5 compare` takes {MOST} at most")
+    lettered = dict(zip(string.ascii_uppercase, results, strict=False))
+    first = results[0]
+    for other in results[1:]:
+        refuse_other_images(first, other)
+    counts = {letter: discordant(first.predictions, one.predictions) for letter, one in lettered.items()}
+    others = list(lettered)[1:]
+    p_values = dict(zip(others, holm([mcnemar(*counts[letter]) for letter in others]), strict=True))
+    standings = [
+        Standing(
+            letter,
+            [written(_bare(one, column), path, kind) for column, (path, kind) in _COLUMNS.items()],
+            *_against(counts[letter], p_values.get(letter), alpha),
+        )
+        for letter, one in sorted(lettered.items(), key=lambda entry: -(find(entry[1].evaluation, _TEST) or 0))
+    ]
+    return Leaderboard(
+        names={letter: one.name for letter, one in lettered.items()},
+        standings=standings,
+        params=_params_that_differ(results),
+        curves=lettered,
+        explanation=(
+            f"Accuracies in %, the accuracy gap in points. Against A: of {len(first.predictions):,} test images, those "
+            f"right only with the other, those right only with A, and the p-value of McNemar's exact test, corrected "
+            f"by Holm's method for {len(others)} {'tests' if len(others) > 1 else 'test'}. Coloured: more than luck at "
+            f"register.alpha {alpha:g}."
+        ),
+    )
+
+
+def refuse_other_images(first: Measured, second: Measured) -> None:
+    """Raise UserError where two results were measured on different test images."""
+    if first.data_digest != second.data_digest or not first.predictions["true"].equals(second.predictions["true"]):
+        raise UserError(f"{first.name} and {second.name} were measured on different test images: no comparison is fair")
+
+
+def show_board(board: Leaderboard, console: Console) -> None:
+    """Print the leaderboard and what sets its results apart."""
+    for letter, name in board.names.items():
+        console.print(f"{letter}  {name}", soft_wrap=True)
+    styles = {1: "green", -1: "red", 0: ""}
+    rows: list[Sequence[str | Text]] = [
+        [one.letter, *one.figures, Text(one.against, styles[one.better])] for one in board.standings
+    ]
+    print_table(console, "The best first", ["", *_COLUMNS, "against A"], rows)
+    print_table(console, "Params that differ", ["", *board.names], board.params or [("none",)])
+    console.print(board.explanation, soft_wrap=True)
+
+
+def board_page(board: Leaderboard) -> str:
+    """The leaderboard with the curves of all as one page that needs nothing else."""
+    marks = {1: "better", -1: "worse", 0: ""}
+    rows = [html_row([one.letter, *one.figures, one.against], marks[one.better]) for one in board.standings]
+    params = [html_row(row) for row in board.params]
+    sections = [
+        html_table("The best first", ["", *_COLUMNS, "against A"], rows),
+        curves_section(board.curves),
+        html_table("Params that differ", ["", *board.names], params),
+    ]
+    return html_page(board.names, board.explanation, sections)
+
+
+def curves_section(results: Mapping[str, Measured]) -> str:
+    """The curves of results, by letter, in one picture."""
+    with tempfile.TemporaryDirectory() as folder:
+        picture = Path(folder, "curves.png")
+        draw_comparison(picture, {letter: one.history for letter, one in results.items()})
+        data = base64.b64encode(picture.read_bytes()).decode()
+    alternative = "Loss and accuracy of each result by epoch"
+    return f'<h2>Curves</h2>\n<div><img alt="{alternative}" src="data:image/png;base64,{data}"></div>'
+
+
+def _bare(one: Measured, column: str) -> Mapping[str, object]:
+    """The evaluation; without intervals but for the test accuracy, so that the table fits a terminal."""
+    if column == next(iter(_COLUMNS)):
+        return one.evaluation
+    return {
+        name: {key: value for key, value in figures.items() if not key.endswith(("_low", "_high"))}
+        if isinstance(figures, Mapping)
+        else figures
+        for name, figures in one.evaluation.items()
+    }
+
+
+def _against(counts: tuple[int, int], p_value: float | None, alpha: float) -> tuple[str, int]:
+    if p_value is None:
+        return "", 0
+    first_only, other_only = counts
+    better = (other_only > first_only) - (other_only < first_only)
+    return f"+{other_only} -{first_only}, p = {p_value:.2g}", better if p_value <= alpha else 0
+
+
+def _params_that_differ(results: Sequence[Measured]) -> list[list[str]]:
+    names = sorted(set().union(*(one.params for one in results)))
+    rows = [[name, *(one.params.get(name, "-") for one in results)] for name in names]
+    return [row for row in rows if len(set(row[1:])) > 1]

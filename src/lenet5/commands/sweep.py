@@ -1,0 +1,186 @@
+"""``lenet5 sweep``: let the machine look for better params, on the validation images alone."""
+
+import re
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+
+import filelock
+import torch
+from rich.console import Console
+
+from lenet5.commands.cluster import cluster_engine, refuse_share
+from lenet5.data.datasets import load_without_test
+from lenet5.data.fashion_mnist import RAW_DIR
+from lenet5.errors import UserError
+from lenet5.params import Params, load_params
+from lenet5.processors import use_own_share
+from lenet5.record.family import Mirror, Runs, Status
+from lenet5.record.lineage import Code, lineage_tags, read_code
+from lenet5.search.account import family_of, write_files
+from lenet5.search.board import Board, Standing, counts, shortlist, table, trial_line, value_of
+from lenet5.search.confirm import Verdict, kept_verdicts
+from lenet5.search.driver import Driver
+from lenet5.search.engine import Engine
+from lenet5.search.local import LocalEngine
+from lenet5.search.origin import differences, origin_of
+from lenet5.search.plan import Plan, load_plan
+from lenet5.search.study import Study, open_study, read_study
+from lenet5.search.trials import best_first
+from lenet5.search.work import train
+from lenet5.training.device import pick_device
+from lenet5.workspace import PARAMS_FILE, PIPELINE_FILE, SWEEPS, main_workspace
+
+_NAME = re.compile(r"[\w.-]+")
+_EVERY_SECONDS = 1.0  # the table and the record are brought up to date
+_TOLD = 5  # differences of a sweep from what it was
+
+
+def run(file: Path, on: str | None, gpus: float) -> int:
+    """Go on with the sweep of ``file`` until it has its trials, and record it.
+
+    They are trained here, or on the cluster at ``on``, each with ``gpus`` of a card.
+    """
+    refuse_share(gpus, on)
+    base = load_params(PARAMS_FILE)
+    plan, name = load_plan(file, base), file.stem
+    on_device = here(base, on, gpus)
+    with claimed(name) as journal:
+        study = open_study(journal, name, plan)
+        refuse_another(study, name, plan, base)
+        with closing(engine_of(plan, base, on, gpus)) as engine:
+            _search(study, file, name, plan, on_device, engine, kept_verdicts(verdicts_of(journal)))
+    _show(study, name, plan)
+    return 0
+
+
+def show(name: str) -> int:
+    """Show the best trials of a sweep, which params mattered, and how the other trials ended."""
+    journal = journal_of(name)
+    if not journal.is_file():
+        there = ", ".join(sorted(path.stem for path in journal.parent.glob("*.journal")))
+        raise UserError(
+            f"{name}: no such sweep here; there is {there or 'none yet: `lenet5 sweep run FILE` makes one'}"
+        )
+    study, plan = read_study(journal, name)
+    _show(study, name, plan)
+    for trial in study.trials():
+        if trial.kind != "complete":
+            print(trial_line(trial, plan) if trial.ended else f"trial {trial.number}: {len(trial.rows)} epochs so far")
+    return 0
+
+
+def here(base: Params, on: str | None, gpus: float) -> Params:
+    """``base`` on the device that there is; what is wrong with that, or with the data, is said once."""
+    if on:
+        device = "cuda" if gpus else "cpu"
+    else:
+        device = pick_device(base.train.device).type
+        load_without_test(RAW_DIR, base.data, torch.device("cpu"))
+    return base.model_copy(update={"train": base.train.model_copy(update={"device": device})})
+
+
+def engine_of(plan: Plan, base: Params, on: str | None, gpus: float) -> Engine:
+    """The cluster at ``on``, or as many workers on this machine as the sweep's file says."""
+    if on:
+        return cluster_engine(partial(train, RAW_DIR), on, gpus, base)
+    workers = min(plan.workers, plan.trials)
+    return LocalEngine(partial(train, RAW_DIR.absolute()), workers, partial(use_own_share, workers))
+
+
+@contextmanager
+def claimed(name: str) -> Iterator[Path]:
+    """The journal of sweep ``name``, for this process alone. Raises UserError where another has it."""
+    journal = journal_of(name)
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(journal.with_suffix(".lock"), timeout=0):
+            yield journal
+    except filelock.Timeout:
+        raise UserError(f"sweep {name}: another process is at it; wait for its end, or end it") from None
+
+
+def mirror_of(base: Params, again: str) -> Mirror:
+    """What keeps a sweep's MLflow record; ``again`` is the command that sends what is lacking."""
+    code = read_code()  # now: a tracking server may come to life when somebody has changed the code already
+    return Mirror(partial(_runs, base, code), f"`{again}`")
+
+
+def _search(
+    study: Study, file: Path, name: str, plan: Plan, base: Params, engine: Engine, found: Sequence[Verdict]
+) -> None:
+    before = len([trial for trial in study.trials() if trial.ended])
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mirror_of(base, f"lenet5 sweep run {file}") as mirror,
+        Board(Console(), plan, name, before) as board,
+    ):
+
+        def tell(status: Status, files: Path | None = None) -> None:
+            in_hand = [trial.number for trial in driver.running.values()] if status == "RUNNING" else []
+            mirror.show(family_of(study, name, plan, base, in_hand, status, files, found))
+
+        def ended(number: int) -> None:
+            board.say(trial_line(study.trials()[number], plan))
+
+        driver = Driver(study, plan, base, engine, ended, board.say)
+        if before or driver.resumes:
+            board.say(f"sweep {name} goes on: {before} of {plan.trials} trials are done, {driver.resumes} start again")
+        try:
+            told = 0.0
+            while driver.step():
+                if time.monotonic() - told > _EVERY_SECONDS:
+                    finished = [trial for trial in study.trials() if trial.ended]
+                    board.show(Standing(finished, list(driver.running.values())))
+                    tell("RUNNING")
+                    told = time.monotonic()
+        except BaseException:
+            tell("KILLED")
+            raise
+        write_files(study, file, plan, Path(folder))
+        tell("FINISHED", Path(folder))
+
+
+def _runs(params: Params, code: Code) -> Runs:
+    """The runs of a sweep. The mirror's thread calls it: mlflow imports slowly."""
+    from lenet5.record.family_runs import FamilyRuns
+    from lenet5.record.store import connect
+
+    return FamilyRuns(connect(params), lineage_tags(code) | {"mlflow.source.name": "lenet5 sweep"}, code)
+
+
+def refuse_another(study: Study, name: str, plan: Plan, base: Params) -> None:
+    """Raise UserError where the sweep of this name began with other params, code or data."""
+    now = origin_of(plan, base, PIPELINE_FILE)
+    if told := differences(study.begin(now), now):
+        more = f" and {len(told) - _TOLD} more" if len(told) > _TOLD else ""
+        raise UserError(
+            f"sweep {name} began otherwise: {'; '.join(told[:_TOLD])}{more}; put that back, or give this sweep a name "
+            "of its own: copy its file to another name"
+        )
+
+
+def _show(study: Study, name: str, plan: Plan) -> None:
+    trials = study.trials()
+    console = Console(markup=False, highlight=False)
+    console.print(f"sweep {name}: {counts(trials)}, of {plan.trials} trials")
+    if best_first(trials, plan.objective):
+        console.print(table("best trials", *shortlist(trials, plan)))
+    if importances := study.importances():
+        rows = [[param, value_of(share)] for param, share in importances.items()]
+        console.print(table("importance", ["param", "share of what the objective varies"], rows))
+
+
+def verdicts_of(journal: Path) -> Path:
+    """The file of what `lenet5 sweep confirm` found."""
+    return journal.with_suffix(".confirmed.json")
+
+
+def journal_of(name: str) -> Path:
+    """The journal of sweep ``name``. Raises UserError where that is no name."""
+    if not _NAME.fullmatch(name):
+        raise UserError(f"{name}: not a sweep's name: letters, digits, dot, dash and underscore make one")
+    return main_workspace() / SWEEPS / f"{name}.journal"
