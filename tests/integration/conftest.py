@@ -8,18 +8,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from copy import deepcopy
 from pathlib import Path
 from typing import IO, Any
 
 import filelock
+import psutil
 import pytest
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.tracking._tracking_service import utils as mlflow_memory
 from playwright.sync_api import Browser, sync_playwright
 
-from lenet5.fashion_mnist import RAW_DIR, SHA256, is_verified
+from lenet5.data.fashion_mnist import RAW_DIR, SHA256, is_verified
+from lenet5.params import set_values
+from tests.params import CONTENT
 
 from .zygote import Zygote
 
@@ -28,16 +33,25 @@ SCREENSHOTS = REPOSITORY / "tests/output"
 FAULT_SEED = int(os.environ.get("FAULT_SEED", time.time()))
 TRACEBACK = "Traceback (most recent call last)"
 
-# A small recipe that learns: 10,000 training images, two epochs.
+# A small recipe that learns: 20,000 training images, two epochs.
 QUICK = {
-    "data.validation_size": 50_000,
-    "model.activation": "relu",
+    "download.sources": ["http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/", "debian"],
+    "kernel_check.lr": 0.02,
+    "data.validation_size": 40_000,
+    "data.train_sample": 10_000,
     "train.epochs": 2,
     "train.batch_size": 100,
     "train.optimizer": "adamw",
     "train.lr": 0.002,
-    "register.min_test_accuracy": 0.5,
+    "train.device": "cpu",  # two workers would compile for a card in every stage
+    "train.engine": "auto",
+    "register.experiment": "lenet5-fashionmnist",
+    "register.model_name": "lenet5-fashionmnist",
 }
+
+
+NOT_A_PERSONS = ("MLFLOW_", "DVC_", "MAKE", "MFLAGS")
+"""Variables of whoever runs the tests; with make's, a make that a test starts takes itself for a part of that one."""
 
 
 class Project:
@@ -45,7 +59,7 @@ class Project:
 
     def __init__(self, path: Path, data: Path) -> None:
         self.path = path
-        self.env = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DVC_"))}
+        self.env = {name: value for name, value in os.environ.items() if not name.startswith(NOT_A_PERSONS)}
         self.env |= {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(path / "src"),
@@ -58,7 +72,7 @@ class Project:
         }
 
     def run(
-        self, *command: str, check: bool = True, timeout: float = 280, **env: str
+        self, *command: str, check: bool = True, timeout: float = 560, **env: str
     ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             command, cwd=self.path, env=self.env | env, capture_output=True, text=True, timeout=timeout, check=False
@@ -107,19 +121,12 @@ class Project:
         return content
 
     def edit(self, changes: dict[str, Any]) -> None:
-        content = self.params()
-        for name, value in changes.items():
-            *sections, key = name.split(".")
-            place = content
-            for section in sections:
-                place = place[section]
-            place[key] = value
-        (self.path / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+        write_params(self.path, changed(self.params(), changes))
 
     def shrink(self, changes: dict[str, Any]) -> None:
         """Use 3,000 images of each file: for tests of the order of things, not of their size."""
         self.edit({"data.validation_size": 500, "data.train_sample": 500} | changes)
-        datasets = self.path / "src/lenet5/datasets.py"
+        datasets = self.path / "src/lenet5/data/datasets.py"
         text = datasets.read_text()
         for offset, size in ((16, "3000 * 784"), (8, "3000")):
             whole = f"np.frombuffer(_read(path), np.uint8, offset={offset})"
@@ -180,6 +187,17 @@ class Project:
         return sorted(metric.step for metric in self.mlflow(uri).get_metric_history(run.info.run_id, key))
 
 
+def changed(content: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A copy of the params in ``content`` with the values of some dotted keys set."""
+    content = deepcopy(content)
+    set_values(content, changes)
+    return content
+
+
+def write_params(folder: Path, content: dict[str, Any]) -> None:
+    (folder / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+
+
 @functools.cache
 def zygote() -> Zygote:
     """The fork server of this test process."""
@@ -206,27 +224,56 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shared = shared_folder(tmp_path_factory) / "fashion-mnist"
     with filelock.FileLock(f"{shared}.lock"):
         shared.mkdir(exist_ok=True)
-        shutil.copy(REPOSITORY / "params.yaml", shared)
+        write_params(shared, changed(CONTENT, QUICK))
         command = [sys.executable, str(REPOSITORY / "stages/download.py")]
         subprocess.run(command, cwd=shared, check=True, timeout=280)
     return shared / RAW_DIR
 
 
+# What a person's own work rewrites: it must decide no test, and a lock would let stages be skipped.
+OF_A_PERSON = ("dvc.lock", "params.yaml", "metrics/", ".dvc/config")
+
+
 def new_project(path: Path, data: Path) -> Project:
+    """The repository's files in a repository of their own, with params and settings of the tests' own."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=REPOSITORY, capture_output=True, text=True, check=True,
     )  # fmt: skip
     for name in listed.stdout.splitlines():
-        # The lock and the figures of the repository's own run would let stages be skipped.
-        if name != "dvc.lock" and not name.startswith("metrics/") and (REPOSITORY / name).is_file():
+        if not name.startswith(OF_A_PERSON) and (REPOSITORY / name).is_file():
             (path / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(REPOSITORY / name, path / name)
+    write_params(path, changed(CONTENT, QUICK))
+    (path / ".dvc/config").write_text("[core]\n    analytics = false\n")
     project = Project(path, data)
-    project.edit(QUICK)
     project.run("git", "init", "--quiet", "--initial-branch", "main")
     project.commit()
     return project
+
+
+@pytest.fixture(autouse=True)
+def _nothing_goes_on(request: pytest.FixtureRequest) -> Iterator[None]:
+    """DVC's queue workers outlive the command that starts them, and the test; nothing of a test's folder may."""
+    folder = request.getfixturevalue("tmp_path") if "tmp_path" in request.fixturenames else None
+    yield
+    if folder:
+        end_all_in(folder)
+
+
+@pytest.fixture(autouse=True)
+def _mlflow_forgets() -> None:
+    """Copies of one project have the same ids, and a process remembers where the files of an id are."""
+    mlflow_memory._artifact_repos_cache.clear()
+    mlflow_memory._tracking_uri = None
+
+
+def end_all_in(folder: Path) -> None:
+    """Kill every process that works in ``folder``."""
+    for process in psutil.process_iter(["cwd"]):
+        if process.info["cwd"] and Path(process.info["cwd"]).is_relative_to(folder):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 @pytest.fixture
@@ -238,13 +285,15 @@ def project(tmp_path: Path, data: Path) -> Project:
 def pristine(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Project:
     """A project whose pipeline has run once; made once for all workers, and only copied."""
     path = shared_folder(tmp_path_factory) / "pristine"
+    made = path.with_name("pristine.made")
     with filelock.FileLock(f"{path}.lock"):
-        if path.exists():
-            return Project(path, data)
-        project = new_project(path, data)
-        project.repro()
-        project.commit()
-        return project
+        if not made.exists():
+            shutil.rmtree(path, ignore_errors=True)  # of a worker whose run failed: half of a project is none
+            project = new_project(path, data)
+            project.repro()
+            project.commit()
+            made.touch()
+        return Project(path, data)
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +317,7 @@ def dice() -> random.Random:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Headless Chromium, which speaks to nobody of its own accord."""
-    chromium = shutil.which("chromium")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         pytest.skip("chromium is not installed; `apt-get install chromium` on Debian")
     quiet = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -277,6 +326,20 @@ def browser() -> Iterator[Browser]:
         started = playwright.chromium.launch(executable_path=chromium, args=quiet)
         yield started
         started.close()
+
+
+def in_own_mounts(project: Project, script: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a shell script that may mount what it likes: nobody else sees it."""
+    return project.run("unshare", "--map-root-user", "--mount", "sh", "-ec", script, check=False, **env)
+
+
+@pytest.fixture(scope="session")
+def _mounts() -> None:
+    probe = subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"], check=False
+    )
+    if probe.returncode:
+        pytest.skip("this system lets nobody mount in a namespace of his own (unshare, from util-linux)")
 
 
 def wait_until(condition: Any, seconds: float = 120) -> None:

@@ -43,7 +43,7 @@ def http_server(respond: Respond) -> Iterator[str]:
         def do_GET(self) -> None:
             respond(self)
 
-        do_POST = do_GET  # noqa: N815 - the name http.server looks for
+        do_POST = do_PUT = do_GET  # noqa: N815 - the names http.server looks for
 
         def log_message(self, *_: object) -> None:
             pass
@@ -51,10 +51,12 @@ def http_server(respond: Respond) -> Iterator[str]:
     httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=httpd.serve_forever)
     thread.start()
-    yield f"http://127.0.0.1:{httpd.server_port}"
-    httpd.shutdown()
-    thread.join()
-    httpd.server_close()
+    try:
+        yield f"http://127.0.0.1:{httpd.server_port}"
+    finally:
+        httpd.shutdown()
+        thread.join()
+        httpd.server_close()
 
 
 def answer(handler: http.server.BaseHTTPRequestHandler, status: int, body: bytes, length: int | None = None) -> None:
@@ -83,28 +85,34 @@ def mlflow_server(project: Project, folder: Path, port: int, backend: str | None
 
 
 @contextmanager
-def postgresql(folder: Path) -> Iterator[str]:
-    """A PostgreSQL with an empty database ``mlflow``; yields its URI. Skips the test where it is not installed."""
+def postgresql(folder: Path, port: int) -> Iterator[str]:
+    """A PostgreSQL with a database ``mlflow``, which it keeps in ``folder`` from one start to the next; yields its URI.
+
+    Skips the test where it is not installed.
+    """
     installed = [shutil.which("initdb"), *sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))]
     initdb = next((path for path in installed if path), None)
     if initdb is None:
         pytest.skip("PostgreSQL is not installed: `apt-get install postgresql`")
     # It refuses to run as root; Debian's package brings a user of its own.
     as_user = ["runuser", "--user", "postgres", "--"] if os.geteuid() == 0 else []
-    folder.mkdir()
+    new = not folder.exists()
+    folder.mkdir(exist_ok=True)
     if as_user:
         shutil.chown(folder, "postgres")
-    cluster, port = folder / "cluster", free_port()
+    cluster = folder / "cluster"
 
     def run(program: str, *arguments: str) -> None:
         command = [*as_user, str(Path(initdb).resolve().with_name(program)), *arguments]
         subprocess.run(command, cwd="/", check=True, stdout=subprocess.DEVNULL)
 
-    run("initdb", "--pgdata", str(cluster), "--auth", "trust", "--username", "mlflow", "--no-sync")
+    if new:
+        run("initdb", "--pgdata", str(cluster), "--auth", "trust", "--username", "mlflow", "--no-sync")
     options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
     run("pg_ctl", "start", "--wait", "--pgdata", str(cluster), "--log", str(folder / "log"), "--options", options)
     try:
-        run("createdb", "--host", "127.0.0.1", "--port", str(port), "--username", "mlflow", "mlflow")
+        if new:
+            run("createdb", "--host", "127.0.0.1", "--port", str(port), "--username", "mlflow", "mlflow")
         yield f"postgresql://mlflow@127.0.0.1:{port}/mlflow"
     finally:
         run("pg_ctl", "stop", "--mode", "immediate", "--pgdata", str(cluster))

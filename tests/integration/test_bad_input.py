@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lenet5.fashion_mnist import RAW_DIR, SHA256, is_verified
+from lenet5.data.fashion_mnist import RAW_DIR, SHA256, is_verified
 
 from .conftest import Project
 from .servers import answer, http_server

@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from lenet5.cli import main
-from lenet5.promotion import mcnemar
+from lenet5.commands.cli import main
+from lenet5.record.promotion import mcnemar
 
 from .conftest import Project
 
@@ -66,15 +66,15 @@ def test_two_runs_are_compared_by_params_figures_and_mcnemars_test(two: Project,
     first, second = two.runs()
     page = tmp_path / "compared.html"
     words = ("compare", first.info.run_id, second.info.run_id, "--html", str(page))
-    text = two.run("python", "-m", "lenet5.cli", *words).stdout
+    text = two.run("lenet5", *words).stdout
     params, _, figures = text.partition("Figures")
     lines = [line.split() for line in params.splitlines()]
     assert ["model.pooling", "avg", "max"] in lines
     assert ["train.epochs", "2", "1"] in lines
     assert "train.lr" not in params
     for run in (first, second):
-        low, high = (run.data.metrics[f"final/test_accuracy_{end}"] for end in ("low", "high"))
-        assert f"{run.data.metrics['final/test_accuracy']:.2%} [{low:.2%}, {high:.2%}]".replace("%", "") in figures
+        low, high = (run.data.metrics[f"test_accuracy_{end}"] for end in ("low", "high"))
+        assert f"{run.data.metrics['test_accuracy']:.2%} [{low:.2%}, {high:.2%}]".replace("%", "") in figures
     right = [
         table["true"] == table["predicted"]
         for table in map(pd.read_csv, (two.path / "first.csv", two.path / "plots/predictions.csv"))
@@ -96,6 +96,23 @@ def test_a_run_is_found_by_every_name_it_has(two: Project, compare: Comparer) ->
     champion = two.mlflow().get_model_version_by_alias(MODEL.removeprefix("models:/"), "champion")
     assert champion.run_id == (first if int(champion.version) == 1 else second).info.run_id
     assert compare(two, "champion", "workspace") == compare(two, f"{MODEL}/{champion.version}", "workspace")
+
+
+def test_any_number_of_results_is_ranked_and_without_names_the_best(two: Project, compare: Comparer) -> None:
+    first, second = two.runs()
+    assert compare(two) in (
+        compare(two, first.info.run_id, second.info.run_id),
+        compare(two, second.info.run_id, first.info.run_id),
+    )
+    assert compare(two, "champion") == compare(two, "champion", "workspace")
+    page = two.path / "board.html"
+    words = ("compare", first.info.run_name, second.info.run_name, "workspace", "--html", str(page))
+    text = two.run("lenet5", *words).stdout
+    best = max(run.data.metrics["test_accuracy"] for run in (first, second))
+    _, _, board = text.partition("The best first")
+    assert f" {best:.2%}".replace("%", " [") in board.splitlines()[4]
+    assert "corrected by Holm's method for 2 tests" in text
+    assert page.read_text().count("data:image/png;base64,") == 1
 
 
 def test_the_workspace_is_its_own_run(two: Project, compare: Comparer) -> None:
@@ -144,6 +161,6 @@ def test_a_workspace_that_has_not_run_says_so(two: Project, compare: Comparer, t
     assert "plots/predictions.csv: not found; `dvc repro evaluate`" in compare.refused(project, "workspace", "champion")
     for content in ("", "<<<<<<< ours\n", "- a list\n", "schema: '2.0'\n"):
         (project.path / "dvc.lock").write_text(content)
-        assert "git checkout dvc.lock" in compare.refused(project, "workspace", "champion")
+        assert "move it away" in compare.refused(project, "workspace", "champion")
     (project.path / "dvc.lock").unlink()
     assert "has not run here yet" in compare.refused(project, "workspace", "champion")

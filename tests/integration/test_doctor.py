@@ -1,14 +1,18 @@
 """`lenet5 doctor` in a workspace that is well, and in one where everything is wrong."""
 
+import os
+import shutil
+import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
-from lenet5.fashion_mnist import RAW_DIR
+from lenet5.data.fashion_mnist import RAW_DIR
 
-from .conftest import Project
+from .conftest import Project, in_own_mounts
 
-DOCTOR = ("python", "-m", "lenet5.cli", "doctor")
+DOCTOR = ("lenet5", "doctor")
 
 
 def findings(project: Project, **env: str) -> tuple[int, dict[str, tuple[str, str]]]:
@@ -64,9 +68,46 @@ def test_what_is_wrong_is_named_with_the_way_out_and_status_1(well: Project) -> 
         assert said in text
 
 
+@pytest.mark.soak
+def test_a_bare_machine_is_told_what_it_lacks_and_training_does_as_it_says(well: Project, tmp_path: Path) -> None:
+    for name in ("git", "sh"):
+        (tmp_path / name).symlink_to(str(shutil.which(name)))
+    bare = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{tmp_path}", "CUDA_VISIBLE_DEVICES": "", "CXX": "g++"}
+    status, found = findings(well, **bare)
+    assert status == 0
+    assert found["chromium"] == ("note", found["chromium"][1])
+    assert found["compiler"][1].startswith("not found (g++); training on a CPU is less than half as fast; ")
+    assert "engine eager" in well.run("python", "stages/train.py", **bare).stdout
+    if shutil.which("g++"):
+        assert findings(well)[1]["compiler"][0] == "ok"
+
+
+@pytest.mark.soak
+def test_cuda_without_a_driver_is_a_problem_where_it_is_asked_for_and_auto_mends_it(well: Project) -> None:
+    if not findings(well)[1]["cuda"][1].startswith("no NVIDIA driver answers"):
+        pytest.skip("there is a driver here")
+    well.edit({"train.device": "cuda"})
+    status, found = findings(well)
+    assert (status, found["cuda"][0]) == (1, "problem")
+    assert "set it to auto" in found["cuda"][1]
+    assert "train.device: cuda, but " in well.run("python", "stages/train.py", check=False).stderr
+    well.edit({"train.device": "auto"})
+    assert findings(well)[1]["cuda"][0] == "note"
+    assert "on cpu" in well.run("python", "stages/train.py").stdout
+
+
+@pytest.mark.soak
+@pytest.mark.usefixtures("_mounts")
+@pytest.mark.parametrize(("megabytes", "level"), [(300, "problem"), (2000, "note"), (4000, "ok")])
+def test_a_small_disk_is_told(well: Project, megabytes: int, level: str) -> None:
+    script = f"mount -t tmpfs -o size={megabytes}m none /mnt; cp -r . /mnt; cd /mnt; lenet5 doctor | grep disk"
+    done = in_own_mounts(well, script, PYTHONPATH="/mnt/src")
+    assert done.stdout.startswith(f"{level:<8}disk"), done
+
+
 def test_neither_pytorch_nor_mlflow_is_imported(well: Project) -> None:
     program = (
-        "import sys; from lenet5.cli import main\n"
+        "import sys; from lenet5.commands.cli import main\n"
         "try: main(['doctor'])\n"
         "finally: print([name for name in ('torch', 'mlflow', 'dvc') if name in sys.modules])"
     )

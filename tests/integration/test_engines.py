@@ -2,48 +2,45 @@
 
 import io
 from collections.abc import Sequence
-from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
-import torch.nn.functional as F
-import yaml
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from lenet5 import lanes
-from lenet5.compiler import compiler_found
-from lenet5.datasets import Split, Splits, load_test, to_float
-from lenet5.engine import Engine, EngineChoice, choose_engine, set_deterministic
-from lenet5.params import Params, load_params
-from lenet5.recipe import draw_plan, learning_rates, make_optimizer
-from lenet5.training import Training, make_model
+from lenet5.data.datasets import Split, Splits, load_test
+from lenet5.params import Params
+from lenet5.training import inductor
+from lenet5.training.device import set_deterministic, set_precision
+from lenet5.training.engine import Engine, EngineChoice, choose_engine
+from lenet5.training.loop import Training, laid_out, make_model
+from lenet5.training.recipe import draw_plan, learning_rates, make_optimizer
+from tests.params import CONTENT
+
+from .conftest import changed
 
 STEPS, BATCH = 300, 32
+BOUND = 1e-4
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-EAGER = EngineChoice("eager", False, False, "")
+EAGER = EngineChoice("eager", False, "")
 
 pytestmark = pytest.mark.soak
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA device here")
-needs_compiler = pytest.mark.skipif(not compiler_found(), reason="torch.compile needs a C++ compiler, none is here")
-needs_lanes = pytest.mark.skipif(not lanes.buildable(), reason="lanes.cpp needs Linux and a C++ compiler")
+needs_triton = pytest.mark.skipif(
+    torch.cuda.is_available() and inductor.lacking() is not None,
+    reason="torch.compile lacks what it needs for the card",
+)
 ENGINES = [
-    pytest.param(CPU, EngineChoice("compiled", True, False, ""), id="compiled", marks=needs_compiler),
-    pytest.param(CPU, EngineChoice("eager", False, True, ""), id="lanes", marks=needs_lanes),
-    pytest.param(
-        CPU, EngineChoice("compiled", True, True, ""), id="lanes-compiled", marks=[needs_lanes, needs_compiler]
-    ),
-    pytest.param(
-        CUDA, EngineChoice("compiled", True, False, ""), id="cuda-compiled", marks=[needs_cuda, needs_compiler]
-    ),
-    pytest.param(CUDA, EngineChoice("graph", False, False, ""), id="cuda-graph", marks=needs_cuda),
-    pytest.param(
-        CUDA, EngineChoice("graph", True, False, ""), id="cuda-graph-compiled", marks=[needs_cuda, needs_compiler]
-    ),
+    pytest.param(CPU, EngineChoice("lanes", False, ""), id="lanes"),
+    pytest.param(CUDA, EngineChoice("compiled", True, ""), id="cuda-compiled", marks=[needs_cuda, needs_triton]),
+    pytest.param(CUDA, EngineChoice("graph", False, ""), id="cuda-graph", marks=needs_cuda),
+    pytest.param(CUDA, EngineChoice("graph", True, ""), id="cuda-graph-compiled", marks=[needs_cuda, needs_triton]),
 ]
 # No relu: rounding puts an input on either side of its kink, which switches a gradient on or off, and after some 70
-# steps the losses of any two ways to add up are apart.
+# steps the losses of any two ways to add up are apart. Max pooling with tanh does the same later: PyTorch's own eager
+# engine in another memory format is 7e-4 away from itself after 300 steps.
 COMBINATIONS: dict[str, dict[str, Any]] = {
     "the tutorial's": {},
     "momentum-max-cosine": {
@@ -55,21 +52,39 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
         "train.schedule": "onecycle",
     },
     "tanh-smoothed-augmented": {
-        "model.activation": "tanh", "train.lr": 0.05, "train.label_smoothing": 0.1,
+        "model.activation": "tanh", "train.lr": 0.25, "train.label_smoothing": 0.1,
         "train.augmentation": {"horizontal_flip": True, "shift": 2},
     },
+    "max-dropout": {"model.pooling": "max", "model.dropout": 0.3, "train.lr": 0.1},
+    "paper-dropout-adamw": {
+        "model.c3": "paper", "model.dropout": 0.2, "train.optimizer": "adamw", "train.lr": 0.002,
+        "train.weight_decay": 0.04,
+    },
+    "flipped-momentum": {
+        "model.activation": "tanh", "train.augmentation": {"horizontal_flip": True, "shift": 0},
+        "train.momentum": 0.9, "train.lr": 0.02,
+    },
+    "all-of-it": {
+        "model.c3": "paper", "model.pooling": "max", "model.dropout": 0.1,
+        "train.label_smoothing": 0.05, "train.augmentation": {"horizontal_flip": True, "shift": 1},
+        "train.optimizer": "adamw", "train.lr": 0.001, "train.schedule": "cosine",
+    },
 }  # fmt: skip
+# From the usual first weights these learn next to nothing in 300 steps, for sigmoids are flat, and no rounding shows.
+# They begin with weights so many times larger.
+STEEPER = {"the tutorial's": 3.0, "momentum-max-cosine": 2.2, "max-dropout": 3.0, "all-of-it": 3.0}
 RANDOM = {"model.dropout": 0.3, "train.augmentation": {"horizontal_flip": True, "shift": 2}, "train.lr": 0.1}
 
 
-def recipe(tmp_path: Path, changes: dict[str, Any]) -> Params:
-    content = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())
-    content["train"] |= {"batch_size": BATCH, "epochs": 3}
-    for name, value in changes.items():
-        section, key = name.split(".")
-        content[section][key] = value
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
-    return load_params(tmp_path / "params.yaml")
+# The tutorial's, with a small batch.
+TUTORIAL = {
+    "model.activation": "sigmoid", "train.lr": 0.9, "train.batch_size": BATCH, "train.device": "auto",
+    "train.engine": "auto",
+}  # fmt: skip
+
+
+def recipe(changes: dict[str, Any]) -> Params:
+    return Params.model_validate(changed(CONTENT, TUTORIAL | changes))
 
 
 @pytest.fixture(autouse=True)
@@ -89,10 +104,16 @@ def on(device: torch.device, images: Split) -> Splits:
     return Splits(data, few, few, few)
 
 
-def train(params: Params, images: Split, device: torch.device, choice: EngineChoice) -> torch.Tensor:
-    """The loss of each of the first steps."""
+def train(
+    params: Params, images: Split, device: torch.device, choice: EngineChoice, steeper: float = 1.0
+) -> torch.Tensor:
+    """The loss of each of the first steps, from first weights that are ``steeper`` times the usual ones."""
     set_deterministic(True)
-    model = make_model(params.model, 0, device)
+    set_precision(params.train.precision, device)  # cuDNN computes in TF32 unless told otherwise
+    model = laid_out(make_model(params.model, 0, device), choice)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(steeper)
     engine = Engine(choice, model, make_optimizer(model.parameters(), params.train), on(device, images), params.train)
     generator = torch.Generator().manual_seed(0)
     epoch = -(-len(images) // BATCH)
@@ -112,53 +133,72 @@ def largest_difference(losses: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.mark.parametrize("combination", COMBINATIONS)
 @pytest.mark.parametrize(("device", "choice"), ENGINES)
 def test_the_loss_of_each_step_is_the_eager_engines(
-    tmp_path: Path, images: Split, report: Any, combination: str, device: torch.device, choice: EngineChoice
+    images: Split, report: Any, combination: str, device: torch.device, choice: EngineChoice
 ) -> None:
-    params = recipe(tmp_path, COMBINATIONS[combination])
-    expected = train(params, images, device, EAGER)
-    difference = largest_difference(train(params, images, device, choice), expected)
-    report(f"{choice.title} on {device}, {combination}: losses of {STEPS} steps within {difference:.1e} of eager's")
-    assert difference < 1e-4
+    params, steeper = recipe(COMBINATIONS[combination]), STEEPER.get(combination, 1.0)
+    if params.model.dropout and choice.compiles:
+        pytest.skip("what is compiled draws dropout from a stream of its own")
+    expected = train(params, images, device, EAGER, steeper)
+    difference = largest_difference(train(params, images, device, choice, steeper), expected)
+    report(f"{choice.name} on {device}, {combination}: losses of {STEPS} steps within {difference:.1e} of eager's")
+    assert difference < BOUND
 
 
-@needs_lanes
-@needs_compiler
-@pytest.mark.parametrize("pooling", ["avg", "max"])
-def test_a_compiled_relu_in_lanes_has_the_gradients_of_float64(tmp_path: Path, images: Split, pooling: str) -> None:
-    model = make_model(recipe(tmp_path, {"model.activation": "relu", "model.pooling": pooling}).model, 0, CPU)
-    exact, few = deepcopy(model).double(), images.take(torch.arange(100))
-    logits = torch.compile(lanes.laid_out(model))(to_float(few.images))
-    gradients, expected = (
-        torch.autograd.grad(F.cross_entropy(outputs, few.labels), weights.parameters())
-        for outputs, weights in ((logits, model), (exact(to_float(few.images).double()), exact))
-    )
-    for found, right in zip(gradients, expected, strict=True):
-        assert (found - right).abs().max() < 1e-5 * right.abs().max()
+class ConvolutionsInTF32(TorchDispatchMode):
+    """Rounds the factors of convolutions to TF32's ten bits: what cuDNN does unless told otherwise."""
+
+    FACTORS: ClassVar = {"convolution": 2, "convolution_backward": 3}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        factors = self.FACTORS.get(func.overloadpacket.__name__, 0)
+        return func(*map(self._rounded, args[:factors]), *args[factors:], **(kwargs or {}))
+
+    @staticmethod
+    def _rounded(factor: torch.Tensor) -> torch.Tensor:
+        dropped = 23 - 10
+        bits = factor.contiguous().view(torch.int32) + (1 << dropped - 1)
+        return (bits & -(1 << dropped)).view(torch.float32)
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS)
+def test_tf32_in_place_of_fp32_would_miss_the_bound(
+    images: Split, report: Any, combination: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params, steeper = recipe(COMBINATIONS[combination]), STEEPER.get(combination, 1.0)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # as PyTorch has it
+    expected = train(params, images, CPU, EAGER, steeper)
+    assert not torch.backends.cudnn.allow_tf32
+    with ConvolutionsInTF32():
+        rounded = train(params, images, CPU, EAGER, steeper)
+    difference = largest_difference(rounded, expected)
+    report(f"convolutions in TF32, {combination}: losses of {STEPS} steps within {difference:.1e} of fp32's")
+    assert difference > BOUND
 
 
 @needs_cuda
-@pytest.mark.parametrize("combination", COMBINATIONS)
-def test_a_gpu_computes_what_a_cpu_computes(tmp_path: Path, images: Split, combination: str) -> None:
-    params = recipe(tmp_path, COMBINATIONS[combination])
-    expected = train(params, images, CPU, EAGER)
-    assert largest_difference(train(params, images, CUDA, choose_engine(params.train, 1, CUDA)), expected) < 1e-3
+@pytest.mark.parametrize("combination", [name for name, one in COMBINATIONS.items() if "model.dropout" not in one])
+def test_a_gpu_computes_what_a_cpu_computes(images: Split, combination: str) -> None:
+    params, steeper = recipe(COMBINATIONS[combination]), STEEPER.get(combination, 1.0)
+    expected = train(params, images, CPU, EAGER, steeper)
+    choice = choose_engine(params.model, params.train, 1, CUDA)
+    assert largest_difference(train(params, images, CUDA, choice, steeper), expected) < 1e-3
 
 
 @pytest.mark.parametrize(("device", "choice"), ENGINES)
 def test_two_runs_on_one_device_agree_exactly_dropout_and_augmentation_included(
-    tmp_path: Path, images: Split, device: torch.device, choice: EngineChoice
+    images: Split, device: torch.device, choice: EngineChoice
 ) -> None:
-    params = recipe(tmp_path, RANDOM)
+    params = recipe(RANDOM)
     first, second = (train(params, images, device, choice) for _ in range(2))
     assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize(("device", "choice"), ENGINES)
 def test_a_training_taken_up_again_ends_byte_for_byte_as_if_it_had_never_stopped(
-    tmp_path: Path, images: Split, device: torch.device, choice: EngineChoice
+    images: Split, device: torch.device, choice: EngineChoice
 ) -> None:
     params, splits = (
-        recipe(tmp_path, RANDOM | {"train.momentum": 0.9, "train.schedule": "onecycle"}),
+        recipe(RANDOM | {"train.momentum": 0.9, "train.schedule": "onecycle"}),
         on(device, images),
     )
 

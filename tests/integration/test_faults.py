@@ -5,8 +5,10 @@ The stages are real processes; a fork server spares them the seconds that import
 
 import hashlib
 import os
+import pty
 import random
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -16,9 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from lenet5.fashion_mnist import RAW_DIR, SHA256, is_verified
+from lenet5.data.fashion_mnist import RAW_DIR, SHA256, is_verified
 
-from .conftest import FAULT_SEED, TRACEBACK, Project, wait_until, zygote
+from .conftest import FAULT_SEED, TRACEBACK, Project, in_own_mounts, wait_until, zygote
 
 Report = Callable[[str], None]
 KILLS = 20
@@ -30,7 +32,7 @@ def digests(project: Project, *names: str) -> list[str]:
 
 
 def save_every_epoch(project: Project) -> None:
-    file = project.path / "src/lenet5/checkpoint.py"
+    file = project.path / "src/lenet5/training/checkpoint.py"
     file.write_text(re.sub(r"^EVERY_SECONDS = .*$", "EVERY_SECONDS = 0.0", file.read_text(), flags=re.M))
 
 
@@ -141,6 +143,70 @@ def test_ctrl_c_ends_within_two_seconds_and_says_how_to_go_on(pristine: Project,
     assert digests(project, "models/lenet5.pth") == digests(pristine, "models/lenet5.pth")
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("when", ["importing", "training"])
+def test_a_signal_gets_one_line_the_outs_come_back_and_the_run_is_closed(
+    pipeline_copy: Project, number: int, status: int, when: str
+) -> None:
+    project = pipeline_copy
+    names = ("models/lenet5.pth", "plots/history.csv", "metrics/training.json")
+    before, project.env["DVC_STAGE"] = digests(project, *names), "train"
+    project.shrink({"train.epochs": 1000})
+    for name in names:  # as DVC does before it runs the stage
+        (project.path / name).unlink()
+    default = f"--default-signal={signal.Signals(number).name.removeprefix('SIG')}"
+    with project.started("env", default, "python", "stages/train.py") as process:
+        assert process.stdout
+        if when == "importing":
+            maps = Path(f"/proc/{process.pid}/maps")
+            wait_until(lambda: "libtorch" in maps.read_text())
+        else:
+            wait_until(lambda: len(project.runs()) == 2)
+        os.killpg(process.pid, number)
+        said = process.stdout.read()
+        assert process.wait() == status, said
+    assert said.count("train: ") == 1
+    assert TRACEBACK not in said
+    assert digests(project, *names) == before
+    assert [run.info.status for run in project.runs()][1:] == (["KILLED"] if when == "training" else [])
+
+
+def test_a_closed_terminal_leaves_the_outs_and_a_closed_run(pipeline_copy: Project) -> None:
+    project = pipeline_copy
+    before, project.env["DVC_STAGE"] = digests(project, "models/lenet5.pth"), "train"
+    project.shrink({"train.epochs": 1000})
+    (project.path / "models/lenet5.pth").unlink()
+    terminal, inside = pty.openpty()
+    process = subprocess.Popen(
+        ["setsid", "--ctty", "python", "stages/train.py"], cwd=project.path, env=project.env,
+        stdin=inside, stdout=inside, stderr=inside,
+    )  # fmt: skip
+    os.close(inside)
+    said = b""
+    while len(project.runs()) < 2:  # somebody has to read, or it would wait to be read
+        said += os.read(terminal, 2**16) if select.select([terminal], [], [], 0.1)[0] else b""
+        assert process.poll() is None, said
+    os.close(terminal)
+    assert process.wait(timeout=30) == 128 + signal.SIGHUP
+    assert digests(project, "models/lenet5.pth") == before
+    assert project.runs()[1].info.status == "KILLED"
+
+
+def test_ctrl_c_in_the_first_training_of_a_clone_is_one_line(pipeline_copy: Project, tmp_path: Path) -> None:
+    clone = pipeline_copy.clone(tmp_path / "clone")  # its lock names outs that no cache here holds
+    clone.edit({"train.epochs": 1000})
+    with clone.started("env", "--default-signal=INT", "dvc", "repro", "train") as process:
+        assert process.stdout
+        lines = []
+        while "epoch 1/" not in (lines[-1] if lines else ""):
+            lines.append(process.stdout.readline())
+            assert process.poll() is None, lines
+        os.killpg(process.pid, signal.SIGINT)
+        rest = process.stdout.read()
+    assert "train: interrupted" in rest
+    assert TRACEBACK not in rest
+
+
 @pytest.mark.soak
 def test_a_pipeline_killed_whole_goes_on_and_no_lock_of_the_dead_blocks_it(pristine: Project, tmp_path: Path) -> None:
     project = pristine.copy(tmp_path / "project")
@@ -157,20 +223,6 @@ def test_a_pipeline_killed_whole_goes_on_and_no_lock_of_the_dead_blocks_it(prist
     assert (run.info.status, run.info.run_name) == ("FINISHED", "taken-up")
     assert run.data.tags["dvc.experiment"] == "taken-up"
     assert project.steps(run, "loss/test") == list(range(1, 31))
-
-
-def in_own_mounts(project: Project, script: str) -> subprocess.CompletedProcess[str]:
-    """Run a shell script that may mount what it likes: nobody else sees it."""
-    return project.run("unshare", "--map-root-user", "--mount", "sh", "-ec", script, check=False)
-
-
-@pytest.fixture(scope="module")
-def _mounts() -> None:
-    probe = subprocess.run(
-        ["unshare", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"], check=False
-    )
-    if probe.returncode:
-        pytest.skip("this system lets nobody mount in a namespace of his own (unshare, from util-linux)")
 
 
 @pytest.mark.soak

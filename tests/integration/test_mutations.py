@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from lenet5.fashion_mnist import RAW_DIR
+from lenet5.data.fashion_mnist import RAW_DIR
 
 from .conftest import FAULT_SEED, TRACEBACK, Project
 
@@ -130,21 +130,21 @@ READ = """
 import os, sys
 from pathlib import Path
 import torch
-from lenet5.checkpoint import Checkpoint
-from lenet5.datasets import load_test
-from lenet5.evaluation import load_weights
-from lenet5.fashion_mnist import RAW_DIR
+from lenet5.training.checkpoint import Checkpoint
+from lenet5.data.datasets import load_test
+from lenet5.results.evaluation import load_weights
+from lenet5.data.fashion_mnist import RAW_DIR
 from lenet5.files import read_json
 from lenet5.outs import TRAINING, WEIGHTS
-from lenet5.record import read_result
+from lenet5.record.result import read_result
 from lenet5.stage import run_stage
-import lenet5.checkpoint
+import lenet5.training.checkpoint
 
 def main(params):
     checkpoint = Checkpoint(Path(".lenet5/checkpoints"), "k" * 64)
     kind = os.environ["READ"]
     if kind == "save":
-        lenet5.checkpoint.EVERY_SECONDS = 0
+        lenet5.training.checkpoint.EVERY_SECONDS = 0
         checkpoint.save_if_due(lambda: {"model": {"weight": torch.ones(1000)}})
     elif kind == "data":
         load_test(RAW_DIR)

@@ -1,6 +1,7 @@
 """The pipeline as a person runs it; the tests of this file follow one another in one project."""
 
 import hashlib
+import re
 
 import numpy as np
 import onnx
@@ -12,6 +13,7 @@ import torchvision
 
 from .conftest import Project
 
+HEADLINE = ["test", "validation", "train", "gap", "champion", "loss_gap", "epoch", "ece"]
 STAGES = ["download", "kernel_check", "train", "evaluate", "export", "register"]
 
 
@@ -33,7 +35,7 @@ def test_first_repro_leaves_every_out_and_one_whole_run(finished: Project) -> No
     assert run.info.status == "FINISHED"
     for curve in ("loss/train", "loss/validation", "loss/test", "accuracy/test", "gap/loss", "learning_rate"):
         assert finished.steps(run, curve) == [1, 2]
-    assert run.data.metrics["final/test_accuracy"] == evaluation["test"]["accuracy"]
+    assert run.data.metrics["test_accuracy"] == evaluation["test"]["accuracy"]
     assert run.data.params["train.lr"] == "0.002"
     (version,) = finished.mlflow().search_model_versions()
     assert finished.mlflow().get_registered_model(version.name).aliases == {"champion": version.version}
@@ -56,6 +58,8 @@ def test_history_and_predictions_agree_with_the_evaluation(finished: Project) ->
 def test_onnx_model_takes_any_batch_and_says_what_it_is(finished: Project) -> None:
     path = finished.path / "models/lenet5.onnx"
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape == ["batch", 1, 28, 28]
+    assert session.get_outputs()[0].shape == ["batch", 10]
     for batch in (1, 7):
         (logits,) = session.run(None, {"images": np.zeros((batch, 1, 28, 28), np.float32)})
         assert logits.shape == (batch, 10)
@@ -70,7 +74,7 @@ def test_onnx_model_takes_any_batch_and_says_what_it_is(finished: Project) -> No
 @pytest.mark.parametrize(
     ("command", "shown"),
     [
-        (["metrics", "show"], "test.accuracy"),
+        (["metrics", "show"], "loss_gap"),
         (["params", "diff", "--all"], "train.lr"),
         (["dag"], "kernel_check"),
         (["plots", "show", "--json"], "validation_loss"),
@@ -79,6 +83,19 @@ def test_onnx_model_takes_any_batch_and_says_what_it_is(finished: Project) -> No
 )
 def test_dvc_says_something_useful(finished: Project, command: list[str], shown: str) -> None:
     assert shown in finished.run("dvc", *command).stdout
+
+
+def test_dvcs_tables_hold_the_headline_and_fit_into_100_columns(finished: Project) -> None:
+    figures, evaluation = finished.json("headline"), finished.json("evaluation")
+    assert list(figures) == HEADLINE
+    for name in ("test", "validation", "train"):
+        assert figures[name] == round(evaluation[name]["accuracy"], 4)
+    assert figures["gap"] == round(evaluation["gap"]["accuracy"], 4)
+    assert figures["champion"] is (finished.json("registration")["became"] == "champion")
+    assert figures["epoch"] == finished.json("training")["chosen_epoch"]
+    shown = finished.run("dvc", "metrics", "show").stdout.splitlines()
+    assert sorted(shown[0].split()) == sorted(["Path", *HEADLINE])
+    assert max(map(len, shown)) <= 100
 
 
 def test_second_repro_runs_nothing(finished: Project) -> None:
@@ -105,7 +122,9 @@ def test_a_change_of_the_learning_rate_retrains_and_going_back_does_not(finished
     assert weights_digest(finished) != before
     assert len(finished.runs()) == 3
     assert "train.lr" in finished.run("dvc", "params", "diff").stdout
-    assert "test.accuracy" in finished.run("dvc", "metrics", "diff").stdout
+    changed = finished.run("dvc", "metrics", "diff").stdout.splitlines()[1:]
+    assert {tuple(line.split()[:2]) for line in changed} <= {("metrics/headline.json", name) for name in HEADLINE}
+    assert any(line.split()[1] == "test" for line in changed)
     finished.edit({"train.lr": 0.002})
     assert "train" not in finished.repro()
     assert weights_digest(finished) == before
@@ -132,8 +151,11 @@ def test_an_experiment_takes_params_from_the_command_line_and_reaches_a_usable_a
 
 def test_all_sixty_thousand_images_train_when_none_is_held_out(finished: Project) -> None:
     finished.edit({"data.validation_size": 0, "train.epochs": 1, "data.train_sample": 1000})
-    assert "60,000 training images" in finished.stage("train").stdout
-    finished.stage("evaluate")
+    printed = finished.stage("train").stdout
+    assert "60,000 training images" in printed
+    assert re.search(r"no validation images, accuracy gap to test -?[0-9.]+ points", printed)
+    assert re.search(r"^kept: epoch 1 of 1 \(the last\); no validation images", printed, re.MULTILINE)
+    assert "the gap is to the test images" in finished.stage("evaluate").stdout
     evaluation = finished.json("evaluation")
     assert "validation" not in evaluation
     assert evaluation["gap"] == evaluation["gap_test"]

@@ -12,15 +12,22 @@ import numpy as np
 import onnx
 import pandas as pd
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from lenet5.fashion_mnist import TEST_IMAGES
+from lenet5.data.fashion_mnist import TEST_IMAGES, TEST_LABELS
+from lenet5.network.lenet5 import LeNet5
+from lenet5.params import ModelParams
+from lenet5.results.evaluation import feature_maps
+from lenet5.results.export import to_onnx, to_program
+from lenet5.results.inside import LAYERS, look_inside
+from tests.params import CONTENT
 
 from .conftest import Project
 
 NAME = "lenet5-fashionmnist"
-LENET5 = ("python", "-m", "lenet5.cli")
+LENET5 = ("lenet5",)
 
 
 def predict(project: Project, *words: object, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -64,7 +71,8 @@ def test_the_test_images_are_answered_as_the_evaluation_answers_them(
     np.testing.assert_allclose(probabilities, expected["probability"], atol=1e-5)
     for answer in found:
         shown = [entry["probability"] for entry in answer["classes"]]
-        assert len(shown) == 3
+        assert len(shown) == 10
+        assert sum(shown) == pytest.approx(1)
         assert shown == sorted(shown, reverse=True)
 
 
@@ -113,6 +121,20 @@ def test_a_table_shows_three_classes_for_each_picture(
         (line,) = [line for line in done.stdout.splitlines() if path.name in line]
         assert name in line
         assert line.count("%") == 3
+    by = "Answered by models/lenet5.onnx, the model of this workspace; --model champion takes the champion"
+    assert done.stdout.splitlines()[-1] == by
+
+
+def test_a_picture_that_is_unlike_all_it_was_trained_on_is_told(
+    finished: Project, written: list[Path], tmp_path: Path
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (28, 28)).astype(np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    said = predict(finished, written[0], tmp_path / "noise.png").stdout
+    (line,) = [line for line in said.splitlines() if "do not trust the answer" in line]
+    assert line.startswith(f"{tmp_path / 'noise.png'}: more unlike the training images than 99.9% of them")
+    usual, unusual = answers(finished, written[0], tmp_path / "noise.png")
+    assert usual["unlike"] < 0.99 < unusual["unlike"]
 
 
 def test_each_bad_picture_is_one_line_and_the_others_are_answered(
@@ -174,13 +196,71 @@ def test_bad_models_are_one_line(finished: Project, written: list[Path], tmp_pat
         assert reason in line
 
 
-def test_a_file_needs_neither_pytorch_nor_mlflow(finished: Project, written: list[Path]) -> None:
+@pytest.mark.parametrize("words", [("--json",), ("--maps", "maps.png")])
+def test_a_file_needs_neither_pytorch_nor_mlflow(
+    finished: Project, written: list[Path], words: tuple[str, ...]
+) -> None:
+    absent = ("torch", "mlflow", "fastapi", *(() if "--maps" in words else ("pandas", "matplotlib", "onnx")))
     program = (
-        "import sys; from lenet5.cli import main\n"
-        "try: main(['predict', sys.argv[1]])\n"
-        "finally: print([name for name in ('torch', 'mlflow', 'pandas', 'fastapi') if name in sys.modules])"
+        "import sys; from lenet5.commands.cli import main\n"
+        "try: main(['predict', *sys.argv[1:]])\n"
+        f"finally: print([name for name in {absent!r} if name in sys.modules])"
     )
-    assert finished.run("python", "-c", program, str(written[0])).stdout.endswith("[]\n")
+    assert finished.run("python", "-c", program, str(written[0]), *words).stdout.endswith("[]\n")
+
+
+@pytest.mark.parametrize("recipe", [{}, {"activation": "relu", "pooling": "max", "c3": "paper"}], ids=["full", "paper"])
+def test_the_maps_of_the_exported_model_are_those_of_pytorch(images: NDArray[np.uint8], recipe: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    params = ModelParams(**CONTENT["model"] | {"activation": "tanh"} | recipe)
+    model = LeNet5(params)
+    inside = look_inside(to_onnx(to_program(model), 20, {}), "the model")
+    assert (inside.activation, inside.pooling) == (params.activation, params.pooling)
+    np.testing.assert_array_equal(inside.kernels, model.c1.weight.detach().numpy()[:, 0])
+    expected = feature_maps(model, torch.from_numpy(images[0].copy()))
+    found = inside.maps(images[0])
+    assert list(found) == list(expected) == list(LAYERS)
+    for name, maps in expected.items():
+        np.testing.assert_allclose(found[name], maps.numpy(), atol=1e-5)
+
+
+def test_the_maps_are_drawn_as_the_pipeline_draws_them(finished: Project, data: Path, tmp_path: Path) -> None:
+    labels = np.frombuffer((data / TEST_LABELS).read_bytes(), np.uint8, offset=8)
+    pixels = np.frombuffer((data / TEST_IMAGES).read_bytes(), np.uint8, offset=16).reshape(-1, 28, 28)
+    Image.fromarray(pixels[np.argmax(labels == 9)]).save(tmp_path / "shoe.png")
+    for kind in ("png", "jpg", "pdf"):
+        predict(finished, tmp_path / "shoe.png", "--maps", tmp_path / f"maps.{kind}")
+        assert (tmp_path / f"maps.{kind}").stat().st_size > 10_000
+    with Image.open(finished.path / "plots/feature_maps.png") as drawn, Image.open(tmp_path / "maps.png") as own:
+        assert own.size == drawn.size
+        difference = np.abs(np.asarray(own, int) - np.asarray(drawn.convert("RGB"), int))
+    assert difference.max() <= 2  # of 255; sums are rounded otherwise
+
+
+def test_maps_that_cannot_be_drawn_are_one_line_and_nothing_is_written(
+    finished: Project, written: list[Path], tmp_path: Path
+) -> None:
+    before = written[0].read_bytes()
+    flat = another_model(tmp_path / "flat.onnx", onnx.TensorProto.FLOAT, "batch")
+    place = tmp_path / "maps"
+    place.mkdir()
+    for words, reason in (
+        ((written[0], "--maps", tmp_path / "gone/maps.png"), f"no folder {tmp_path / 'gone'}; make it first"),
+        ((written[0], "--maps", place / "maps.svg"), "no picture is written there"),
+        ((written[0], "--maps", place / "maps.xbm"), "cannot write mode RGB as XBM"),
+        ((written[0], "--maps", place / "maps"), "no picture is written there"),
+        ((written[0], "--maps", place), "no picture is written there"),
+        ((written[0], "--maps", written[0]), "that is the picture itself"),
+        ((*written[:2], "--maps", place / "maps.png"), "of one picture, not of 2"),
+        ((written[0], "--maps", place / "maps.png", "--model", flat), "`dvc repro --force export` makes a model"),
+        ((tmp_path / "gone.png", "--maps", place / "maps.png"), "no such file"),
+    ):
+        done = predict(finished, *words, check=False)
+        assert (done.returncode, done.stdout) == (1, ""), words
+        (line,) = done.stderr.splitlines()
+        assert reason in line
+    assert list(place.iterdir()) == []
+    assert written[0].read_bytes() == before
 
 
 def test_the_champion_answers_by_its_name_or_says_why_not(
@@ -188,7 +268,10 @@ def test_the_champion_answers_by_its_name_or_says_why_not(
 ) -> None:
     champion = f"models:/{NAME}@champion"
     by_name = answers(pipeline_copy, *written[:9], "--model", champion)
-    assert by_name == answers(pipeline_copy, *written[:9])
+    assert by_name == answers(pipeline_copy, *written[:9], "--model", "champion")
+    assert {answer["model"] for answer in by_name} == {champion}
+    for answer, own in zip(by_name, answers(pipeline_copy, *written[:9]), strict=True):
+        assert answer == own | {"model": champion}
     unknown = predict(pipeline_copy, written[0], "--model", f"models:/{NAME}@nobody", check=False)
     with closing(sqlite3.connect(pipeline_copy.path / "mlflow.db")) as record, record:
         record.execute("UPDATE model_versions SET storage_location = ?", [(tmp_path / "gone").as_uri()])

@@ -6,19 +6,16 @@ import shutil
 import sqlite3
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
-import numpy as np
-import onnxruntime
 import pandas as pd
 import pytest
 
 from .conftest import Project, wait_until, zygote
-from .servers import answer, answers, free_port, http_server, mlflow_server
+from .servers import answer, free_port, http_server, mlflow_server
 
 NAME = "lenet5-fashionmnist"
+LATER = ("kernel_check", "evaluate", "export", "register")
 
 
 def refusal(project: Project, **env: str) -> str:
@@ -42,6 +39,20 @@ def test_registering_again_changes_nothing(finished: Project) -> None:
     assert finished.steps(run, "loss/test") == [1, 2]
 
 
+def test_a_figure_of_the_finished_model_has_one_name_which_mlflows_search_takes_as_it_is(finished: Project) -> None:
+    (run,) = finished.runs()
+    searched = finished.mlflow().search_runs
+    accuracy, where = finished.json("evaluation")["test"]["accuracy"], [run.info.experiment_id]
+    for name in (name for name in run.data.metrics if "/" not in name):
+        assert searched(where, f"metrics.{name} > -1000000"), name
+    assert run.data.metrics["test_accuracy"] == accuracy
+    assert not searched(where, f"metrics.test_accuracy > {accuracy}")
+    same = [name for name in run.data.metrics if "test" in name and "accuracy" in name]
+    assert sorted(same) == [
+        "accuracy/test", "gap_test_accuracy", "test_accuracy", "test_accuracy_high", "test_accuracy_low",
+    ]  # fmt: skip
+
+
 def test_run_and_version_carry_the_model_card_and_registering_again_leaves_it(finished: Project) -> None:
     client = finished.mlflow()
     (run,) = finished.runs()
@@ -49,10 +60,10 @@ def test_run_and_version_carry_the_model_card_and_registering_again_leaves_it(fi
     folder = Path(run.info.artifact_uri.removeprefix("file://"))
     card = (folder / "reports/model_card.md").read_text()
     assert card.startswith((finished.path / "reports/model_card.md").read_text())
-    assert f"`python -m lenet5.reproduce {run.info.run_id}`" in card
+    assert f"`lenet5 reproduce {run.info.run_id}`" in card
     assert f"models:/{NAME}/{version.version}" in card
     assert "champion: there was no champion" in card
-    assert version.description.startswith("Champion: there was no champion")
+    assert version.description.startswith("Became champion when registered: there was no champion")
     assert "The validation loss" in version.description
     assert run.data.tags["mlflow.note.content"] in version.description
     page = (folder / "reports/model_card.html").read_text()
@@ -72,7 +83,7 @@ def test_a_run_says_where_it_comes_from(finished: Project) -> None:
     head = finished.run("git", "rev-parse", "HEAD~1").stdout.strip()
     assert run.data.tags["mlflow.source.git.commit"] == head
     assert run.data.tags["git.dirty"] == "false"
-    assert run.data.tags["device"] in ("cpu", "cuda")
+    assert run.data.tags["device"] == "cpu"
     assert "torch" in run.data.tags["versions"]
     contexts = {tag.value for entry in run.inputs.dataset_inputs for tag in entry.tags}
     assert contexts == {"training", "validation", "test"}
@@ -82,7 +93,7 @@ def test_a_run_says_where_it_comes_from(finished: Project) -> None:
 
 @pytest.mark.parametrize(("chosen", "off"), [([], True), (["MLFLOW_DISABLE_TELEMETRY=false"], False)])
 def test_telemetry_is_off_unless_a_person_turns_it_on(finished: Project, chosen: list[str], off: bool) -> None:
-    asks = "import lenet5.tracking, mlflow.environment_variables as e; print(e.MLFLOW_DISABLE_TELEMETRY.get())"
+    asks = "import lenet5.record.store, mlflow.environment_variables as e; print(e.MLFLOW_DISABLE_TELEMETRY.get())"
     done = finished.run("env", "--unset=MLFLOW_DISABLE_TELEMETRY", *chosen, "python", "-c", asks)
     assert done.stdout == f"{off}\n"
 
@@ -98,6 +109,24 @@ def test_a_wiped_record_is_rebuilt_from_the_outs(pristine: Project, pipeline_cop
     assert run.data.metrics == before.data.metrics
     assert pipeline_copy.steps(run, "loss/validation") == [1, 2]
     assert pipeline_copy.mlflow().get_model_version_by_alias(NAME, "champion").version == 1
+
+
+@pytest.mark.parametrize("gone", ["", "*/*/artifacts/plots", "*/models/*/artifacts"])
+def test_files_deleted_by_hand_come_back_with_the_record(pipeline_copy: Project, gone: str) -> None:
+    pipeline_copy.stage("register")
+    (before,) = pipeline_copy.runs()
+    mlruns = pipeline_copy.path / "mlruns"
+    for folder in list(mlruns.glob(gone)) if gone else [mlruns]:
+        shutil.rmtree(folder)
+    pipeline_copy.stage("register")
+    compared = pipeline_copy.run("lenet5", "compare", "champion", before.info.run_id)
+    assert "Neither is better" in compared.stdout
+    predicted = pipeline_copy.run("lenet5", "predict", "--model", f"models:/{NAME}@champion", "docs/img/boot.png")
+    assert "Ankle boot" in predicted.stdout
+    (run,) = pipeline_copy.runs()
+    assert (run.info.run_id, run.info.end_time) == (before.info.run_id, before.info.end_time)
+    assert len(pipeline_copy.mlflow().search_model_versions()) == 1
+    assert pipeline_copy.json("registration")["alias"] == "champion"
 
 
 @pytest.mark.soak
@@ -136,26 +165,26 @@ def test_only_evidence_makes_a_new_champion(pipeline_copy: Project) -> None:
         as_if_trained(pipeline_copy, right)
         pipeline_copy.stage("register")
         entry = pipeline_copy.json("registration")
-        return entry["alias"], pipeline_copy.mlflow().get_registered_model(NAME).aliases
+        return entry["became"], pipeline_copy.mlflow().get_registered_model(NAME).aliases
 
     assert registered(9000) == ("champion", {"champion": 2})
     assert registered(9000) == ("champion", {"champion": 2})  # the same again: decided once
     assert registered(9001) == ("challenger", {"champion": 2, "challenger": 3})  # better, by luck perhaps
     assert registered(8500) == ("challenger", {"champion": 2, "challenger": 4})  # worse
     assert registered(100) == ("rejected", {"champion": 2, "challenger": 4})  # below the limit
-    assert registered(9100) == ("champion", {"champion": 6, "challenger": 4})
+    assert registered(9100) == ("champion", {"champion": 5, "challenger": 4})
     version = pipeline_copy.mlflow().get_model_version_by_alias(NAME, "champion")
-    assert version.tags["decision.candidate_only"] == "100"
-    assert version.tags["decision.champion_only"] == "0"
-    assert float(version.tags["decision.p_value"]) < 1e-20
-    assert version.description.startswith("Champion: right on 100 test images that the champion misses, wrong on 0")
+    decision = json.loads(version.tags["decision"])
+    assert (decision["candidate_only"], decision["champion_only"]) == (100, 0)
+    assert decision["p_value"] < 1e-20
+    became = "Became champion when registered: right on 100 test images that the champion misses, wrong on 0"
+    assert version.description.startswith(became)
 
-    run = pipeline_copy.mlflow().get_run(str(version.run_id))
-    folder = Path(run.info.artifact_uri.removeprefix("file://"))
-    (folder / "plots/predictions.csv").unlink()
+    for kept in (pipeline_copy.path / "mlruns").rglob("predictions.csv"):  # of runs, and what models were judged by
+        kept.unlink()
     alias, aliases = registered(9500)
-    assert (alias, aliases["champion"]) == ("challenger", 6)
-    assert "are gone from run" in pipeline_copy.json("registration")["reason"]
+    assert (alias, aliases["champion"]) == ("challenger", 5)
+    assert "are gone with its model and run" in pipeline_copy.json("registration")["reason"]
     assert registered(200)[0] == "rejected"  # whoever it would have been compared with
 
 
@@ -165,13 +194,11 @@ def test_a_registration_killed_over_its_decision_ends_it_as_it_was(pipeline_copy
     as_if_trained(pipeline_copy, 9500)
     pipeline_copy.stage("register")
     before, version = pipeline_copy.json("registration"), client.get_model_version_by_alias(NAME, "champion")
-    for tag in version.tags:
-        if tag.startswith("decision."):
-            client.delete_model_version_tag(NAME, version.version, tag)
+    client.delete_model_version_tag(NAME, version.version, "decided")
     pipeline_copy.stage("register")
     assert pipeline_copy.json("registration") == before
     assert client.get_registered_model(NAME).aliases == {"champion": 2}
-    assert client.get_model_version(NAME, "2").tags == version.tags
+    assert client.get_model_version(NAME, "2").tags.keys() == version.tags.keys()
 
 
 @pytest.mark.soak
@@ -188,52 +215,11 @@ def test_a_half_recorded_result_is_not_mixed_with_the_next(pipeline_copy: Projec
     cut, whole = pipeline_copy.runs()
     assert (cut.info.run_id, cut.info.status, whole.info.status) == (half.info.run_id, "KILLED", "FINISHED")
     assert whole.data.tags["history_from"] == half.info.run_id
-    assert whole.data.metrics["final/calibration_error"] == 0.125
-    assert cut.data.metrics["final/calibration_error"] != 0.125
+    assert whole.data.metrics["calibration_error"] == 0.125
+    assert cut.data.metrics["calibration_error"] != 0.125
     # The version is of the run that was cut short; who asks for it gets the whole one.
     compared = pipeline_copy.run("lenet5", "compare", f"models:/{NAME}/1", whole.info.run_id)
     assert "Neither is better" in compared.stdout
-
-
-def test_the_champion_is_served_with_the_logits_onnxruntime_gives(finished: Project) -> None:
-    port = free_port()
-    images = np.random.default_rng(0).random((3, 1, 28, 28)).astype(np.float32)
-    session = onnxruntime.InferenceSession(finished.path / "models/lenet5.onnx", providers=["CPUExecutionProvider"])
-    (expected,) = session.run(None, {"images": images})
-
-    def post(inputs: object) -> tuple[int, dict[str, object]]:
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/invocations",
-            json.dumps({"inputs": inputs}).encode(),
-            {"Content-Type": "application/json"},
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310
-                return response.status, json.load(response)
-        except urllib.error.HTTPError as error:
-            return error.code, {}
-
-    command = [
-        "mlflow",
-        "models",
-        "serve",
-        "-m",
-        f"models:/{NAME}@champion",
-        "--env-manager",
-        "local",
-        "--port",
-        str(port),
-    ]
-    with finished.started(
-        *command, "--port", str(port), MLFLOW_TRACKING_URI=f"sqlite:///{finished.path / 'mlflow.db'}"
-    ):
-        wait_until(lambda: answers(f"http://127.0.0.1:{port}/ping"))
-        status, answer = post(images.tolist())
-        assert status == 200
-        predictions = answer["predictions"]
-        logits = predictions["logits"] if isinstance(predictions, dict) else predictions
-        np.testing.assert_allclose(np.array(logits), expected, rtol=1e-5, atol=1e-5)
-        assert post(images[:, :, :20].tolist())[0] == 400
 
 
 @pytest.mark.soak
@@ -254,13 +240,20 @@ def test_a_server_that_goes_away_and_comes_back_gets_every_point_once(project: P
     assert training.poll() is None, "training stopped with the server"
     with mlflow_server(project, store, port):
         assert training.wait(timeout=200) == 0
-        for stage in ("kernel_check", "evaluate", "export", "register"):
-            project.stage(stage, MLFLOW_TRACKING_URI=uri)
+        # Where a toolkit is and no card, PyTorch's own compilation would say so.
+        said = [project.stage(stage, MLFLOW_TRACKING_URI=uri, CUDA_HOME="/usr") for stage in LATER]
         (run,) = project.runs(uri)
         assert run.info.status == "FINISHED"
         for curve in ("loss/train", "accuracy/validation", "gap/loss", "learning_rate"):
             assert project.steps(run, curve, uri) == list(range(1, 61))
-    assert log.read_text().count("MLflow is behind") == 1
+    trained = log.read_text()
+    assert trained.count("MLflow is behind") == 1
+    page = f"{uri}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}?workflowType=machine_learning"
+    assert trained.index(f"MLflow run, live: {page}\n") < trained.index("MLflow is behind")
+    assert said[-1].stdout.startswith(f"MLflow run {run.info.run_name}\n")
+    assert said[-1].stdout.endswith(f"; {page}\n")
+    assert "View run" not in trained + said[-1].stdout
+    assert [done.stderr for done in said] == [""] * len(LATER)
 
 
 @pytest.mark.soak
@@ -323,10 +316,16 @@ def test_what_was_deleted_in_the_ui_is_explained_or_made_again(pipeline_copy: Pr
 
 
 @pytest.mark.soak
-def test_system_metrics_are_logged_when_asked_for(pipeline_copy: Project) -> None:
+def test_training_ends_with_the_link_to_its_run_which_has_system_metrics_when_asked_for(
+    pipeline_copy: Project,
+) -> None:
     pipeline_copy.shrink({"register.system_metrics": True, "train.epochs": 60})
-    pipeline_copy.stage("train")
-    assert any(key.startswith("system/cpu") for key in pipeline_copy.runs()[-1].data.metrics)
+    done = pipeline_copy.stage("train")
+    run = pipeline_copy.runs()[-1]
+    assert any(key.startswith("system/cpu") for key in run.data.metrics)
+    page = f"http://127.0.0.1:5000/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    link = f"\nMLflow run: {page}?workflowType=machine_learning (while `mlflow ui` runs)\n"
+    assert done.stdout.endswith(link) or "MLflow has not got everything yet" in done.stderr
 
 
 def test_variables_a_person_has_set_win(pipeline_copy: Project, tmp_path: Path) -> None:
@@ -334,16 +333,3 @@ def test_variables_a_person_has_set_win(pipeline_copy: Project, tmp_path: Path) 
     pipeline_copy.stage("register", MLFLOW_TRACKING_URI=uri, MLFLOW_EXPERIMENT_NAME="mine")
     assert pipeline_copy.mlflow(uri).get_experiment_by_name("mine") is not None
     assert len(pipeline_copy.runs()) == 1
-
-
-@pytest.mark.soak
-def test_a_recorded_result_is_reproduced_byte_for_byte(pipeline_copy: Project) -> None:
-    done = pipeline_copy.run("python", "-m", "lenet5.reproduce", f"models:/{NAME}@champion")
-    assert "weights: identical, byte for byte" in done.stdout
-    assert "final/test_accuracy" in done.stdout
-    assert len(pipeline_copy.runs()) == 1
-    folder = done.stdout.split("restored in ")[1].split()[0]
-    pipeline_copy.run("git", "worktree", "remove", "--force", folder)
-    unknown = pipeline_copy.run("python", "-m", "lenet5.reproduce", "0" * 32, check=False)
-    assert unknown.returncode == 1
-    assert "not found" in unknown.stderr

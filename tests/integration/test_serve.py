@@ -2,10 +2,12 @@
 
 import base64
 import http.client
+import io
 import json
 import signal
 import socket
 import time
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,17 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from mlflow.version import VERSION
 from PIL import Image, ImageOps
 from playwright.sync_api import Browser, Page, expect
 
-from lenet5.fashion_mnist import CLASSES, TEST_IMAGES
+from lenet5.data.fashion_mnist import CLASSES, TEST_IMAGES
 
 from .conftest import SCREENSHOTS, Project
+from .test_predict import another_model
 
-SERVE = ("python", "-m", "lenet5.cli", "serve")
+SERVE = ("lenet5", "serve")
 
 
 @contextmanager
@@ -31,7 +35,7 @@ def served(project: Project, *words: str) -> Iterator[int]:
     """A server on a free port; it must end well, and soon, on Ctrl-C."""
     with project.started(*SERVE, "--port", "0", *words) as process:
         assert process.stdout
-        line = process.stdout.readline()
+        line = process.stdout.readline() + process.stdout.readline()
         assert "on http://127.0.0.1:" in line, line + process.stdout.read()
         yield int(line.partition("127.0.0.1:")[2].split()[0])
         process.send_signal(signal.SIGINT)
@@ -41,7 +45,7 @@ def served(project: Project, *words: str) -> Iterator[int]:
 
 @pytest.fixture(scope="module")
 def champion(finished: Project) -> Iterator[int]:
-    with served(finished) as port:
+    with served(finished, "--model", "champion") as port:
         yield port
 
 
@@ -79,8 +83,7 @@ def pictures(tmp_path: Path, images: list[Image.Image]) -> list[Path]:
 
 
 def logits(answer: Any) -> list[list[float]]:
-    found: list[list[float]] = answer["predictions"]["logits"]
-    return found
+    return [one["logits"] for one in answer["predictions"]]
 
 
 def test_programs_are_answered_as_mlflow_answers_them(finished: Project, champion: int) -> None:
@@ -104,15 +107,43 @@ def test_programs_are_answered_as_mlflow_answers_them(finished: Project, champio
 def test_a_picture_gets_every_class_and_the_image_the_model_saw(
     finished: Project, champion: int, pictures: list[Path]
 ) -> None:
-    words = ("python", "-m", "lenet5.cli", "predict", "--json", str(pictures[1]))
+    words = ("lenet5", "predict", "--json", str(pictures[1]))
     (expected,) = json.loads(finished.run(*words).stdout)
     status, answer = ask(champion, "POST", "/predict", pictures[1].read_bytes())
     assert status == 200
-    assert answer["classes"][:3] == expected["classes"]
+    assert answer["classes"] == expected["classes"]
+    assert (answer["unlike"], answer["warning"]) == (expected["unlike"], "")
     assert {entry["class"] for entry in answer["classes"]} == set(CLASSES)
     kind, _, content = answer["image"].partition(",")
     assert kind == "data:image/png;base64"
     assert base64.b64decode(content).startswith(b"\x89PNG")
+
+
+def form(*contents: bytes) -> tuple[bytes, dict[str, str]]:
+    """What `curl -F file=@...` sends for each of ``contents``."""
+    mark = b"------------------------d74496d66958873e"
+    head = b'\r\nContent-Disposition: form-data; name="file"; filename="x.png"\r\nContent-Type: image/png\r\n\r\n'
+    parts = b"".join(b"--" + mark + head + content + b"\r\n" for content in contents)
+    return parts + b"--" + mark + b"--\r\n", {"Content-Type": f"multipart/form-data; boundary={mark.decode()}"}
+
+
+def test_a_form_with_a_picture_is_a_picture(champion: int, pictures: list[Path]) -> None:
+    content = pictures[1].read_bytes()
+    body, headers = form(content)
+    assert ask(champion, "POST", "/predict", body, **headers) == ask(champion, "POST", "/predict", content)
+    for contents in ((), (content, content)):
+        body, headers = form(*contents)
+        status, answer = ask(champion, "POST", "/predict", body, **headers)
+        assert status == 400
+        assert answer["message"] == f"a form with {len(contents)} files; send one picture: curl -F file=@picture.png"
+
+
+def test_an_answer_that_is_not_to_be_trusted_says_so(champion: int, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (28, 28)).astype(np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    status, answer = ask(champion, "POST", "/predict", (tmp_path / "noise.png").read_bytes())
+    assert status == 200
+    assert "do not trust the answer" in answer["warning"]
 
 
 @pytest.mark.parametrize(
@@ -121,6 +152,7 @@ def test_a_picture_gets_every_class_and_the_image_the_model_saw(
         ("POST", "/predict", b"no picture", 400, "not a picture"),
         ("POST", "/predict", b"", 400, "not a picture"),
         ("POST", "/predict", b"\x89PNG\r\n\x1a\n" + bytes(100), 400, "picture"),
+        ("POST", "/maps", b"no picture", 400, "not a picture"),
         ("GET", "/predict", None, 405, "Method Not Allowed"),
         ("GET", "/invocations", None, 405, "Method Not Allowed"),
         ("DELETE", "/", None, 405, "Method Not Allowed"),
@@ -133,6 +165,12 @@ def test_what_cannot_be_answered_is_refused_with_a_message(
     found, answer = ask(champion, method, path, body)
     assert found == status
     assert said in answer["message"]
+
+
+def test_a_body_of_which_nobody_says_what_it_is_passes_for_json(champion: int) -> None:
+    body = json.dumps({"inputs": np.zeros((1, 28, 28)).tolist()}).encode()
+    status, answer = ask(champion, "POST", "/invocations", body)
+    assert (status, len(logits(answer))) == (200, 1)
 
 
 @pytest.mark.parametrize(
@@ -169,6 +207,35 @@ def test_many_at_once_all_get_their_own_answer(champion: int, pictures: list[Pat
         assert [future.result() for future in together] == one_by_one * 3
         assert {future.result()[0] for future in bad} == {400}
         assert {future.result()[0] for future in batches} == {200}
+
+
+def test_the_maps_are_those_that_predict_draws(
+    finished: Project, champion: int, pictures: list[Path], tmp_path: Path
+) -> None:
+    finished.run("lenet5", "predict", str(pictures[2]), "--maps", str(tmp_path / "maps.png"))
+    with ThreadPoolExecutor(4) as pool:  # a picture that another thread draws has no part in it
+        drawn = list(pool.map(lambda path: fetch_maps(champion, path), [pictures[2], *pictures[3:6], pictures[2]]))
+    with Image.open(tmp_path / "maps.png") as expected:
+        assert expected.tobytes() == drawn[0] == drawn[-1]
+    assert len(set(drawn)) == 4
+
+
+def fetch_maps(port: int, path: Path) -> bytes:
+    """The pixels of the picture that the server draws."""
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/maps", path.read_bytes())
+    with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310 - our own server
+        return Image.open(io.BytesIO(response.read())).convert("RGB").tobytes()
+
+
+def test_a_model_without_such_layers_answers_and_says_that_there_are_no_maps(
+    browser: Browser, finished: Project, pictures: list[Path], tmp_path: Path
+) -> None:
+    flat = another_model(tmp_path / "flat.onnx", onnx.TensorProto.FLOAT, "batch")
+    with served(finished, "--model", str(flat)) as port, opened(browser, port) as page:
+        drop(page, pictures[1])
+        expect(page.locator("#classes li")).to_have_count(10)
+        expect(page.locator("#drawing")).to_contain_text("no C1, S2, C3 and S4 to look into")
+        expect(page.locator("#maps")).to_be_hidden()
 
 
 def test_a_file_is_served_without_a_record(finished: Project, tmp_path: Path, pictures: list[Path]) -> None:
@@ -259,6 +326,8 @@ def test_a_person_drops_a_picture_and_sees_bars_and_what_the_model_sees(
         assert page.locator("#seen").get_attribute("src") == expected["image"]
         assert page.evaluate("document.querySelector('#seen').naturalWidth") == 28
         assert page.evaluate("document.querySelector('#given').naturalWidth") > 300
+        expect(page.locator("#maps")).to_be_visible()
+        assert page.evaluate("document.querySelector('#maps').naturalWidth") > 1000
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "it must not scroll sideways"
         screenshot(page, name)
 

@@ -35,7 +35,7 @@ def test_four_experiments_at_once_are_whole_on_a_server_with_postgresql(
     # Not in tmp_path: its folders are closed to the user that PostgreSQL runs as.
     with (
         tempfile.TemporaryDirectory() as folder,
-        postgresql(readable(Path(folder)) / "postgresql") as backend,
+        postgresql(readable(Path(folder)) / "postgresql", free_port()) as backend,
         mlflow_server(project, tmp_path / "server", free_port(), backend) as uri,
     ):
         server = {"MLFLOW_TRACKING_URI": uri}
@@ -46,7 +46,7 @@ def test_four_experiments_at_once_are_whole_on_a_server_with_postgresql(
         assert {run.data.params["train.seed"] for run in runs} == {"1", "2", "3", "4"}
         for run in runs:
             assert run.info.status == "FINISHED"
-            assert "final/test_accuracy" in run.data.metrics
+            assert "test_accuracy" in run.data.metrics
             for curve in ("loss/train", "loss/validation", "gap/accuracy"):
                 assert project.steps(run, curve, uri) == [1, 2]
         client = project.mlflow(uri)

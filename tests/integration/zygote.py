@@ -19,8 +19,9 @@ class Zygote:
     def __init__(self) -> None:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
         self._process = subprocess.Popen(
-            [sys.executable, __file__], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+            [sys.executable, __file__], cwd=Path(__file__).parent,  # not a test's folder, which ends with the test
+            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
 
     def start(self, cwd: Path, script: str, env: dict[str, str], stdout: Path, stderr: Path) -> int:
         """The pid of ``script`` running in ``cwd``, with ``env`` and no other variables."""
@@ -67,7 +68,7 @@ def run_in_fork(request: dict[str, Any]) -> int:
 
 
 def main() -> None:
-    import mlflow.onnx  # noqa: F401 - a fork has it already
+    import mlflow.pyfunc  # noqa: F401 - a fork has it already
     import onnxruntime  # noqa: F401
     import torch  # noqa: F401
 

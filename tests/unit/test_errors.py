@@ -1,9 +1,12 @@
+import ast
 import errno
 import os
+import signal
+from pathlib import Path
 
 import pytest
 
-from lenet5.errors import UserError, one_line_errors
+from lenet5.errors import Ended, UserError, one_line_errors
 
 
 def end(capsys: pytest.CaptureFixture[str], error: BaseException) -> tuple[int, str]:
@@ -29,6 +32,13 @@ def test_ctrl_c_ends_with_the_status_shells_expect(capsys: pytest.CaptureFixture
     status, line = end(capsys, KeyboardInterrupt())
     assert status == 130
     assert line.startswith("train: interrupted")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_ends_with_its_own_status_and_name(
+    capsys: pytest.CaptureFixture[str], number: signal.Signals, status: int
+) -> None:
+    assert end(capsys, Ended(number)) == (status, f"train: ended by {number.name}; `dvc repro` takes it up again")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS])
@@ -68,3 +78,11 @@ def test_what_goes_well_says_nothing(capsys: pytest.CaptureFixture[str]) -> None
     with one_line_errors("train"):
         pass
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("deed", ["dvc gc", "git checkout", "git reset", "git clean", "git stash", "delete it", "rm -"])
+def test_no_message_advises_what_would_destroy_a_persons_work(deed: str) -> None:
+    repository = Path(__file__).parents[2]
+    for path in (*repository.glob("src/**/*.py"), *repository.glob("stages/*.py")):
+        said = [node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)]
+        assert not [text for text in said if isinstance(text, str) and deed in text], path

@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 from lenet5.errors import UserError
-from lenet5.files import atomic_path, digest, read_json, read_trusted, remove_old, write_bytes, write_json
+from lenet5.files import (
+    atomic_path,
+    digest,
+    folder_name,
+    read_json,
+    read_trusted,
+    remove_old,
+    remove_whole,
+    write_bytes,
+    write_json,
+)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -66,6 +76,17 @@ def test_files_nobody_has_written_for_long_are_removed(tmp_path: Path) -> None:
     remove_old(tmp_path)
     assert contents(tmp_path).keys() == {"new", "held.lock"}
     remove_old(tmp_path / "not there yet")
+
+
+def test_what_a_killed_process_left_goes_with_its_file(tmp_path: Path) -> None:
+    path, other = tmp_path / "a[b].pt", tmp_path / "other.pt"
+    for one in (path, other):
+        with atomic_path(one) as beside:
+            pass
+        beside.write_bytes(b"ha")  # as a process that never came to the rename leaves it
+    remove_whole(path)
+    assert set(tmp_path.iterdir()) == {other, beside}
+    remove_whole(path)  # gone already
 
 
 def test_folders_are_made_on_the_way(tmp_path: Path) -> None:
@@ -134,3 +155,29 @@ def test_a_full_disk_says_for_which_file(tmp_path: Path) -> None:
 def test_digest_is_sha256() -> None:
     assert digest(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert digest(b"abc") != digest(b"abd")
+
+
+AS_THEY_ARE = ["lenet5-fashionmnist", "My Projects", "卷积 v1.0", "a+b", "_", "-x"]
+
+
+@pytest.mark.parametrize("name", AS_THEY_ARE)
+def test_a_plain_name_is_a_folders_name_as_it_is(name: str) -> None:
+    assert folder_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../outside", "..", ".", "", "/etc", "a/b", "a\\b", ".hidden", "trailing. ", " leading", "CON", "nul.txt",
+        "a:b", "a?b", "a\nb", "a*b", "x" * 300, "卷" * 90, "line\x00end", "100%", "~", "$HOME", "\udcff",
+    ],
+    ids=ascii,
+)  # fmt: skip
+def test_any_other_name_gives_one_folder_of_its_own_inside(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / folder_name(name)
+    folder.mkdir()
+    assert folder.resolve().parent == tmp_path.resolve()
+    assert not folder.name.startswith(".")
+    assert folder_name(name) == folder.name
+    others = [*AS_THEY_ARE, f"{name}x", f"{name}/", folder.name + "x"]
+    assert folder.name not in {folder_name(other) for other in others if other != name}

@@ -6,9 +6,13 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from lenet5.compare import Comparison, compare_results, judge, show, to_html
+from lenet5.commands.compare import Comparison, compare_results, judge, show, to_html
 from lenet5.errors import UserError
-from lenet5.record import Measured
+from lenet5.record.result import Measured
+
+HISTORY = pd.DataFrame({"epoch": [1, 2], "test_loss": [0.5, 0.4], "test_accuracy": [0.8, 0.9]}).assign(
+    validation_loss=None, validation_accuracy=None
+)
 
 
 def measured(right: str, name: str = "a run", **changes: Any) -> Measured:
@@ -29,6 +33,7 @@ def measured(right: str, name: str = "a run", **changes: Any) -> Measured:
         "evaluation": evaluation,
         "predictions": pd.DataFrame({"true": "Bag", "predicted": predicted}),
         "data_digest": "the same",
+        "history": HISTORY,
     }
     return Measured(**(fields | changes))
 
@@ -89,6 +94,22 @@ def test_figures_carry_their_interval_difference_and_which_is_better() -> None:
     assert {row.better for rows in worse.values() for row in rows if row.name in names} == {-1}
 
 
+def test_where_one_side_held_no_images_out_both_gaps_are_to_the_test_images_and_it_is_said() -> None:
+    split = {"validation": {"loss": 0.3, "accuracy": 0.5}, "gap_test": {"loss": 0.4, "accuracy": 0.3}}
+    divided = measured("10")
+    divided = measured("10", evaluation={**divided.evaluation, **split})
+    comparison = compared(divided, measured("10"))
+    gap = next(row for rows in comparison.figures.values() for row in rows if row.name == "accuracy gap, points")
+    assert (gap.first, gap.second) == ("30.00", "40.00")
+    for text in (printed(comparison), to_html(comparison)):
+        assert "B held no images out for validation: no onset of overfitting" in text
+    assert "A and B held no images out" in printed(compared(measured("10"), measured("10")))
+    both = compared(divided, divided)
+    assert "held no images out" not in printed(both)
+    gap = next(row for rows in both.figures.values() for row in rows if row.name == "accuracy gap, points")
+    assert gap.first == "40.00"
+
+
 def test_a_figure_that_one_side_does_not_have_is_a_dash() -> None:
     with_validation = measured("10")
     with_validation.evaluation["validation"] = {"loss": 0.3, "accuracy": 0.5}  # type: ignore[index]
@@ -131,7 +152,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.loads += [value or "" for name, value in attrs if name in ("src", "href")]
-        if tag not in ("meta", "link"):
+        if tag not in ("meta", "link", "img"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -146,6 +167,6 @@ def test_the_page_is_whole_loads_nothing_and_shows_names_as_they_are() -> None:
     page = Page()
     page.feed(to_html(comparison))
     assert page.open == []
-    assert page.loads == ["data:,"]
+    assert all(load.startswith("data:") for load in page.loads)
     for part in ("<b>one</b>", "__VERDICT__", "<1>", "model.pooling", "test accuracy", comparison.verdict.text):
         assert part in page.text

@@ -1,32 +1,19 @@
-import http.server
-import sqlite3
-import threading
+import os
+import subprocess
 from collections import namedtuple
-from collections.abc import Callable, Iterator
-from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 
-import pynvml
 import pytest
 
-from lenet5 import doctor
-from lenet5.doctor import Finding
+from lenet5.commands import doctor
+from lenet5.findings import Finding
+from tests.unit.conftest import only
 
 Usage = namedtuple("Usage", "total used free")
 
 
-@pytest.fixture(autouse=True)
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT"):
-        monkeypatch.delenv(name, raising=False)
-    return tmp_path
-
-
-def only(check: Callable[[], Iterator[Finding]]) -> Finding:
-    (finding,) = check()
-    return finding
+pytestmark = pytest.mark.usefixtures("workspace")
 
 
 def lock(*pins: str) -> None:
@@ -50,85 +37,8 @@ def test_a_missing_package_is_a_problem_and_another_version_a_note() -> None:
 
 def test_a_build_of_the_locked_version_for_one_kind_of_gpu_is_that_version(monkeypatch: pytest.MonkeyPatch) -> None:
     lock("torch==2.14.1")
-    monkeypatch.setattr(doctor, "version", lambda _: "2.14.1+cu130")
+    monkeypatch.setattr(doctor, "installed", lambda _: "2.14.1+cu130")
     assert only(doctor.check_packages).level == "ok"
-
-
-def record(schema: str) -> None:
-    with closing(sqlite3.connect("mlflow.db")) as database, database:
-        database.execute("CREATE TABLE alembic_version (version_num)")
-        database.execute("CREATE TABLE runs (lifecycle_stage)")
-        database.execute("INSERT INTO alembic_version VALUES (?)", [schema])
-        database.executemany("INSERT INTO runs VALUES (?)", [["active"], ["active"], ["deleted"]])
-
-
-@pytest.mark.parametrize(
-    ("schema", "level", "said"),
-    [("451aebb31d03", "problem", "mlflow db upgrade sqlite:///"), ("from_the_future", "problem", "newer MLflow")],
-)
-def test_a_record_of_another_mlflow_is_a_problem(schema: str, level: str, said: str) -> None:
-    record(schema)
-    finding = only(doctor.check_store)
-    assert finding.level == level
-    assert said in finding.text
-
-
-def test_a_record_that_is_none_is_a_problem_and_none_yet_is_not(workspace: Path) -> None:
-    assert only(doctor.check_store).level == "note"
-    for content in (b"", b"This is no database."):
-        (workspace / "mlflow.db").write_bytes(content)
-        finding = only(doctor.check_store)
-        assert finding.level == "problem"
-        assert "make record" in finding.text
-
-
-class Versioned(http.server.BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        known = self.path == "/version" or self.headers["Authorization"] == "Bearer a-token"
-        self.send_response(200 if known else 401)
-        self.send_header("Content-Length", "6")
-        self.end_headers()
-        self.wfile.write(b"3.17.2")
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-def test_a_server_that_answers_refuses_or_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Versioned) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        address = f"127.0.0.1:{server.server_port}"
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{address}/")
-        answering = only(doctor.check_store)
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://someone:secret@{address}/private")
-        refusing = only(doctor.check_store)
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{address}/private")
-        monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "a-token")
-        knowing = only(doctor.check_store)
-        server.shutdown()
-        thread.join()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{address}")
-    gone = only(doctor.check_store)
-    assert (answering.level, refusing.level, knowing.level, gone.level) == ("ok", "note", "ok", "problem")
-    assert "MLflow 3.17.2" in answering.text
-    assert "unset MLFLOW_TRACKING_URI" in gone.text
-    assert "secret" not in refusing.text
-
-
-def test_stray_stores_are_found(workspace: Path) -> None:
-    assert only(doctor.check_stray_stores).level == "ok"
-    (workspace / "mlruns/lenet5/0123/artifacts").mkdir(parents=True)
-    assert only(doctor.check_stray_stores).level == "ok"
-    (workspace / "mlruns/0").mkdir()
-    (workspace / "mlruns/0/meta.yaml").write_text("name: Default")
-    (workspace / "stages").mkdir()
-    (workspace / "stages/mlflow.db").touch()
-    old, apart = doctor.check_stray_stores()
-    assert old.level == "problem"
-    assert "mlruns/0;" in old.text
-    assert apart.level == "note"
-    assert "stages/mlflow.db" in apart.text
 
 
 def test_data_that_is_not_there_is_a_note_and_damaged_data_a_problem(workspace: Path) -> None:
@@ -144,66 +54,81 @@ def test_data_that_is_not_there_is_a_note_and_damaged_data_a_problem(workspace: 
 @pytest.mark.parametrize(("free", "level"), [(0.1, "problem"), (1.0, "note"), (50.0, "ok")])
 def test_little_room_is_told(monkeypatch: pytest.MonkeyPatch, free: float, level: str) -> None:
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: Usage(0, 0, int(free * 2**30)))
-    assert only(doctor.check_disk).level == level
-
-
-def with_driver(monkeypatch: pytest.MonkeyPatch, cuda: int, gpus: int) -> None:
-    answers = {
-        "nvmlInit": None, "nvmlShutdown": None, "nvmlSystemGetDriverVersion": "580.95",
-        "nvmlSystemGetCudaDriverVersion_v2": cuda, "nvmlDeviceGetCount": gpus, "nvmlDeviceGetHandleByIndex": None,
-        "nvmlDeviceGetName": "A GPU",
-    }  # fmt: skip
-    for name, answer in answers.items():
-        monkeypatch.setattr(pynvml, name, lambda *_, answer=answer: answer)
-    monkeypatch.setattr(doctor, "_installed", lambda _: "13.0.3.0")
-
-
-@pytest.mark.parametrize(
-    ("cuda", "gpus", "level", "said"),
-    [
-        (13000, 2, "ok", "A GPU, A GPU; driver 580.95, CUDA 13"),
-        (12040, 1, "problem", "install a newer driver"),
-        (13010, 0, "note", "no GPU"),
-    ],
-)
-def test_a_driver_too_old_for_pytorch_is_a_problem(
-    monkeypatch: pytest.MonkeyPatch, cuda: int, gpus: int, level: str, said: str
-) -> None:
-    with_driver(monkeypatch, cuda, gpus)
-    finding = only(doctor.check_cuda)
+    finding = only(doctor.check_disk)
     assert finding.level == level
-    assert said in finding.text
+    assert "dvc gc" not in finding.text  # it would destroy the outs of experiments
 
 
-def test_no_driver_is_a_problem_only_where_cuda_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> None:
-        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
-
-    monkeypatch.setattr(pynvml, "nvmlInit", fail)
-    assert only(doctor.check_cuda).level == "note"
-    monkeypatch.setattr(doctor, "_device_wished", lambda: "cuda")
-    finding = only(doctor.check_cuda)
+def test_a_cache_on_a_fuller_disk_than_the_workspace_is_told(
+    monkeypatch: pytest.MonkeyPatch, workspace: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    cache = tmp_path_factory.mktemp("cache")
+    (workspace / ".dvc").mkdir()
+    (workspace / ".dvc/config.local").write_text(f"[cache]\n    dir = {cache}\n")
+    free = {workspace: 50 * 2**30, cache: 2**28}
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda place: Usage(0, 0, free[place]))
+    finding = only(doctor.check_disk)
     assert finding.level == "problem"
-    assert "set it to auto" in finding.text
+    assert finding.text.startswith("0.25 GiB free where DVC's cache lies; ")
 
 
-def test_a_driver_without_a_gpu_is_a_problem_where_cuda_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    with_driver(monkeypatch, 13000, 0)
-    monkeypatch.setattr(doctor, "_device_wished", lambda: "cuda")
-    assert only(doctor.check_cuda).level == "problem"
+def test_git_that_does_not_know_the_person_is_told_for_experiments_need_it(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"):
+        monkeypatch.setenv(name, os.devnull)
+    for who in ("AUTHOR", "COMMITTER"):
+        for what in ("NAME", "EMAIL"):
+            monkeypatch.delenv(f"GIT_{who}_{what}", raising=False)
+    subprocess.run(["git", "init", "--quiet"], cwd=workspace, check=True)
+    known = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
+    subprocess.run(["git", *known, "commit", "--quiet", "--allow-empty", "--message", "first"], check=True)
+    clean, unknown = doctor.check_git()
+    assert (clean.level, unknown.level) == ("ok", "note")
+    assert "user.name and user.email not set, which `dvc exp run` needs" in unknown.text
+    subprocess.run(["git", "config", "user.name", "A"], check=True)
+    monkeypatch.setenv("GIT_COMMITTER_EMAIL", "a@example.org")
+    assert only(doctor.check_git).level == "ok"
 
 
-def test_without_the_package_that_asks_the_driver_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "find_spec", lambda _: None)
-    assert "nvidia-ml-py is missing" in only(doctor.check_cuda).text
+def test_a_repository_of_another_user_is_no_missing_one(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subprocess.run(["git", "init", "--quiet"], cwd=workspace, check=True)
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # git's own way to say so
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(workspace / "gitconfig"))
+    finding = only(doctor.check_git)
+    assert finding.level == "problem"
+    assert "git init" not in finding.text
+    remedy = finding.text.split("`")[1]
+    assert remedy == f"git config --global --add safe.directory {workspace}"
+    subprocess.run(remedy.split(), check=True)
+    assert "no repository with a commit" in only(doctor.check_git).text  # now that git looks into it
 
 
-def test_programs_that_are_not_there_are_notes(monkeypatch: pytest.MonkeyPatch, workspace: Path) -> None:
+def test_a_remote_whose_package_is_missing_is_told(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (workspace / ".dvc").mkdir()
+    (workspace / ".dvc/config").write_text("['remote \"shared\"']\n    url = s3://bucket/lenet5\n")
+    (workspace / ".dvc/config.local").write_text("['remote \"mine\"']\n    url = /srv/dvc\n")
+    monkeypatch.setattr(doctor, "installed", lambda _: None)
+    (finding,) = doctor._remotes()
+    assert (finding.level, finding.subject) == ("problem", "remote")
+    assert "`python -m pip install dvc-s3`" in finding.text
+    monkeypatch.setattr(doctor, "installed", lambda _: "1.0")
+    assert list(doctor._remotes()) == []
+
+
+def test_a_lock_that_is_missing_or_damaged_is_told_with_what_brings_it_back(workspace: Path) -> None:
+    assert "run from the folder of dvc.yaml" in only(doctor.check_packages).text
+    (workspace / "dvc.yaml").touch()
+    assert "`git restore requirements.lock`" in only(doctor.check_packages).text
+    (workspace / "requirements.lock").write_text("numpy==2.0\nabc def ghi\n")
+    assert only(doctor.check_packages).level == "problem"
+
+
+def test_without_a_browser_its_tests_are_skipped(monkeypatch: pytest.MonkeyPatch, workspace: Path) -> None:
     monkeypatch.setenv("PATH", str(workspace))
-    browser, compiler = doctor.check_programs()
-    assert (browser.level, compiler.level) == ("note", "note")
-    assert "the tests in a browser are skipped" in browser.text
-    assert "training on a CPU is slower" in compiler.text
+    finding = only(doctor.check_browser)
+    assert finding.level == "note"
+    assert "the tests in a browser are skipped" in finding.text
 
 
 def test_outside_a_workspace_every_check_says_so_without_failing() -> None:
@@ -211,3 +136,39 @@ def test_outside_a_workspace_every_check_says_so_without_failing() -> None:
     assert all(levels.values())
     for name in ("check_packages", "check_params", "check_git", "check_dvc"):
         assert levels[name] == {"problem"}
+
+
+def test_a_workspace_that_does_without_git_is_told_what_it_lacks(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(workspace.parent))
+    (workspace / ".dvc").mkdir()
+    (workspace / ".dvc/config.local").write_text("[core]\n    no_scm = true\n")
+    finding = only(doctor.check_git)
+    assert finding.level == "note"
+    assert "`dvc exp run` does not work" in finding.text
+    assert "--unset" not in finding.text
+    subprocess.run(["git", "init", "--quiet"], check=True)
+    assert "`dvc config --local --unset core.no_scm`" in only(doctor.check_git).text
+
+
+def test_dvc_is_not_blamed_for_a_missing_repository(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(workspace.parent))
+    (workspace / ".dvc").mkdir()
+    for name in ("dvc.yaml", "dvc.lock"):
+        (workspace / name).write_text("stages: {}\n")
+    assert "see git" in only(doctor.check_dvc).text
+
+
+@pytest.mark.parametrize("name", ["卷积 lenet", "größer"])
+def test_a_path_that_experiments_of_their_own_folder_cannot_take_is_told(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (workspace / name / ".dvc").mkdir(parents=True)
+    monkeypatch.chdir(workspace / name)
+    Path("dvc.yaml").write_text("stages: {}\n")
+    first, *_ = doctor.check_dvc()
+    assert first.level == "note"
+    assert "`dvc exp run --queue` and `--temp` fail" in first.text
+    Path(".dvc/config.local").write_text("[cache]\n    dir = /srv/cache\n")
+    assert not [finding for finding in doctor.check_dvc() if "--temp" in finding.text]

@@ -1,16 +1,21 @@
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
+from lenet5.commands.recipe import apply
 from lenet5.errors import UserError
 from lenet5.params import load_params
-from lenet5.params_edit import apply
 
 
 @pytest.fixture
-def params(repository: Path, tmp_path: Path) -> Path:
+def params(content: dict[str, Any], tmp_path: Path) -> Path:
+    """Valid params in the form in which DVC writes them, each with a comment."""
     path = tmp_path / "params.yaml"
-    path.write_bytes((repository / "params.yaml").read_bytes())
+    text = yaml.safe_dump(content, sort_keys=False).replace(": null", ":")
+    path.write_text(re.sub(r": (\S+)$", r": \1 # why", text, flags=re.MULTILINE))
     return path
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torchvision.transforms.functional import to_tensor
 
-from lenet5.datasets import Split, Splits, load_splits, load_test, to_float
+from lenet5.data.datasets import Split, Splits, load_splits, load_test, load_without_test, to_float
+from lenet5.data.fashion_mnist import SHA256, TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS, is_verified
 from lenet5.errors import UserError
-from lenet5.fashion_mnist import SHA256, TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS, is_verified
 from lenet5.files import digest
 from lenet5.params import DataParams
 
@@ -94,6 +94,16 @@ def test_what_is_measured_is_the_sample_the_validation_and_the_test_images(raw_d
     assert splits.measured()["train"] is splits.train_sample
     assert splits.measured()["validation"] is splits.validation
     assert splits.measured()["test"] is splits.test
+
+
+def test_without_test_images_their_files_need_not_even_be_there(raw_dir: Path) -> None:
+    whole = load(raw_dir)
+    for name in (TEST_IMAGES, TEST_LABELS):
+        (raw_dir / name).unlink()
+    params = DataParams(validation_size=15, train_sample=10, split_seed=0)
+    splits = load_without_test(raw_dir, params, CPU)
+    assert list(splits.measured()) == ["train", "validation"]
+    assert torch.equal(splits.train.images, whole.train.images)
 
 
 def test_taken_images_are_copies(raw_dir: Path) -> None:

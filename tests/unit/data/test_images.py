@@ -2,14 +2,15 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter, ImageOps
 
+from lenet5.data.images import decode_image, read_image
 from lenet5.errors import UserError
-from lenet5.images import decode_image, read_image
 
 Grey = NDArray[np.uint8]
 
@@ -21,6 +22,7 @@ def boot() -> Grey:
     image[2:26, 9:16] = 120
     image[18:26, 0:28] = 200
     image[20:22, 4:6] = 60
+    image[24:26, 4:24] = 255  # the lightest pixel of every image there
     return image
 
 
@@ -186,3 +188,70 @@ def test_a_missing_file_and_a_directory_are_told(tmp_path: Path) -> None:
 def test_a_blank_picture_is_told() -> None:
     with pytest.raises(UserError, match="one even surface"):
         decoded(Image.new("RGB", (300, 200), "grey"))
+
+
+@pytest.mark.parametrize("margin", [1, 2, 10])
+@pytest.mark.parametrize("ground", [0, 255])
+def test_an_image_with_a_margin_stays_as_it_is(boot: Grey, margin: int, ground: int) -> None:
+    boot[12, 0] = 1  # the faintest of outlines belongs to it
+    padded = Image.fromarray(np.pad(boot, margin))
+    np.testing.assert_array_equal(decoded(ImageOps.invert(padded) if ground else padded), boot)
+
+
+def on(boot: Grey, ground: NDArray[np.float64], colour: tuple[float, float, float] = (1, 1, 1)) -> Image.Image:
+    """The thing on ``ground`` (300, 360, 3) as it would look there: dark where it is light in FashionMNIST."""
+    thing = 255 - np.asarray(enlarged(boot, 7), np.float64)
+    there = np.asarray(enlarged((boot > 0).astype(np.uint8), 7))[..., np.newaxis]
+    picture = ground.copy()
+    place = picture[50:246, 80:276]
+    picture[50:246, 80:276] = np.where(there, thing[..., np.newaxis] * colour, place)
+    return Image.fromarray(picture.clip(0, 255).round().astype(np.uint8))
+
+
+def tiles(first: tuple[int, ...], second: tuple[int, ...], size: int) -> NDArray[np.float64]:
+    y, x = np.mgrid[:300, :360] // size
+    return np.where(((x + y) % 2)[..., np.newaxis], first, second).astype(np.float64)
+
+
+def light(falls_to: float, spot: bool = False) -> NDArray[np.float64]:
+    """White in light that falls, across the picture or away from its middle, to ``falls_to``."""
+    y, x = np.mgrid[-1:1:300j, -1:1:360j]
+    away = (x**2 + y**2) / 2 if spot else (x + 1) / 2
+    return np.broadcast_to(250 * (1 - (1 - falls_to) * away)[..., np.newaxis], (300, 360, 3)).copy()
+
+
+@pytest.mark.parametrize(
+    "ground",
+    [
+        light(0.75), light(0.5), light(0.6, spot=True),
+        tiles((250, 250, 250), (215, 225, 240), 20), tiles((90, 120, 200), (150, 170, 230), 9),
+        tiles((230, 200, 160), (200, 160, 110), 37),
+    ],
+    ids=["falling light", "half of the light", "a spot", "kitchen tiles", "a cloth", "boards"],
+)  # fmt: skip
+def test_a_thing_is_found_on_a_ground_that_is_not_plain_or_not_evenly_lit(boot: Grey, ground: Any) -> None:
+    found = decoded(on(boot, ground, (1, 0.6, 0.6)))
+    assert np.corrcoef(found.ravel(), boot.ravel())[0, 1] > 0.95
+
+
+def test_a_thing_of_its_grounds_lightness_stands_out_by_its_colour(boot: Grey) -> None:
+    there = boot > 0
+    mask = np.pad(np.asarray(enlarged(there.astype(np.uint8))), ((40, 60), (30, 30)))[..., np.newaxis]
+    found = decoded(Image.fromarray(np.where(mask, (235, 85, 60), (60, 170, 60)).astype(np.uint8)))
+    assert np.corrcoef(found.ravel(), there.ravel())[0, 1] > 0.97
+
+
+@pytest.mark.parametrize("contrast", [0.15, 0.5])
+def test_faint_pictures_get_the_contrast_of_the_training_images(boot: Grey, contrast: float) -> None:
+    faint = Image.fromarray((230 - np.asarray(enlarged(np.pad(boot, 4))) * contrast).round().astype(np.uint8))
+    found = decoded(faint)
+    assert found.max() == 255
+    assert apart(found, boot) < 6
+
+
+def test_no_format_is_opened_that_another_program_would_have_to_read(boot: Grey) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(boot).save(stream, "EPS")
+    stream.seek(0)
+    with pytest.raises(UserError, match="not a picture, or of a kind that cannot be read; PNG or JPEG will do"):
+        decode_image(stream)

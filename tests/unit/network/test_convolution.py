@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lenet5.convolution import Array, convolve2d, corr2d, output_size, pool2d, receptive_field
+from lenet5.network.convolution import Array, convolve2d, corr2d, output_size, pool2d, receptive_field
 
 LENET = [(5, 1), (2, 2), (5, 1), (2, 2)]
 

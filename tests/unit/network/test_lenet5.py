@@ -1,16 +1,21 @@
+import re
 from collections import Counter
 from collections.abc import Callable
 from itertools import product
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from lenet5.convolution import Array, corr2d, pool2d
-from lenet5.model import C3_TABLE, LeNet5, TableConv2d, layers, parameter_count
+from lenet5.network.convolution import Array, corr2d, pool2d
+from lenet5.network.lenet5 import C3_TABLE, LeNet5, TableConv2d, layers, parameter_count
 from lenet5.params import ModelParams
-from lenet5.training import make_model
+from lenet5.training.loop import make_model
 
 CPU = torch.device("cpu")
 ModelParamsOf = Callable[..., ModelParams]
@@ -32,6 +37,24 @@ def test_shapes_and_receptive_fields_of_the_layers(model_params: ModelParamsOf, 
         "C5": (120,), "F6": (84,), "Output": (10,),
     }  # fmt: skip
     assert [row.receptive_field for row in rows] == [5, 6, 14, 16, 28, 28, 28]
+
+
+def test_its_weights_load_into_the_tutorials_own_sequential_as_readme_says(
+    model_params: ModelParamsOf, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = LeNet5(model_params(activation="sigmoid", pooling="avg", c3="full", dropout=0.0)).eval()
+    net = nn.Sequential(
+        nn.Conv2d(1, 6, kernel_size=5, padding=2), nn.Sigmoid(), nn.AvgPool2d(kernel_size=2, stride=2),
+        nn.Conv2d(6, 16, kernel_size=5), nn.Sigmoid(), nn.AvgPool2d(kernel_size=2, stride=2), nn.Flatten(),
+        nn.Linear(400, 120), nn.Sigmoid(), nn.Linear(120, 84), nn.Sigmoid(), nn.Linear(84, 10),
+    )  # fmt: skip
+    (tmp_path / "models").mkdir()
+    torch.save(model.state_dict(), tmp_path / "models/lenet5.pth")
+    monkeypatch.chdir(tmp_path)
+    (said,) = re.findall(r"```python\n(.*?)```", (repository / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    exec(said, {"torch": torch, "net": net})  # noqa: S102 - README's own lines
+    images = torch.rand(3, 1, 28, 28)
+    torch.testing.assert_close(net(images), model(images))
 
 
 def test_c3_table_is_the_papers() -> None:
@@ -57,6 +80,33 @@ def test_table_convolution_is_a_dense_one_with_zeros_where_nothing_is_connected(
             dense[out, seen] = next(kernels)
     x = torch.rand(2, inputs, 7, 8)
     torch.testing.assert_close(layer(x), F.conv2d(x, dense, layer.bias))
+
+
+def test_spreading_kernels_and_their_gradient_is_index_copy_bit_for_bit() -> None:
+    torch.manual_seed(0)
+    layer = TableConv2d(6, C3_TABLE, kernel=5)
+    with torch.no_grad():
+        layer.weight[0, 0] = torch.tensor([-0.0, torch.inf, torch.nan, 1e-45, -1e-45])
+    expected = torch.zeros(96, 5, 5).index_copy(0, layer.rows, layer.weight).view(16, 6, 5, 5)
+    found, gradient = layer.kernels(), torch.randn(16, 6, 5, 5)
+    assert torch.equal(found.view(torch.int32), expected.view(torch.int32))
+    (ours,) = torch.autograd.grad(found, layer.weight, gradient)
+    (theirs,) = torch.autograd.grad(expected, layer.weight, gradient)
+    assert torch.equal(ours.view(torch.int32), theirs.view(torch.int32))
+
+
+def test_spreading_kernels_writes_to_no_index_which_a_card_would_sort_for() -> None:
+    layer = TableConv2d(6, C3_TABLE, kernel=5)
+    called = set()
+
+    class Recorded(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            called.add(function.overloadpacket.__name__)
+            return function(*args, **(kwargs or {}))
+
+    with Recorded():
+        layer.kernels().sum().backward()
+    assert not {name for name in called if name.startswith(("index_copy", "index_put", "index_add", "scatter"))}
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,14 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from lenet5.attempt import attempt_at, begin, forget
+from lenet5.record.attempt import CutShort, attempt_at, begin, cut_short, forget
 
 KEY, OTHER_KEY, RESULT = "a" * 64, "b" * 64, "c" * 64
 
 
 def killed(folder: Path, key: str, result: str | None = None) -> str:
     """The name of an attempt that did not come to its end, but, with ``result``, to its outs."""
-    with suppress(KeyboardInterrupt), begin(folder, key) as attempt:
+    with suppress(KeyboardInterrupt), begin(folder, key, "a recipe") as attempt:
         if result:
             attempt.finished(result)
         raise KeyboardInterrupt
@@ -22,12 +22,12 @@ def test_a_training_taken_up_again_keeps_its_name(tmp_path: Path) -> None:
     assert re.fullmatch("[0-9a-f]{32}", name)
     assert killed(tmp_path, KEY) == name
     assert killed(tmp_path, OTHER_KEY) != name
-    with begin(tmp_path, KEY) as attempt:
+    with begin(tmp_path, KEY, "a recipe") as attempt:
         assert attempt.name == name
 
 
 def test_one_that_ended_well_does_not(tmp_path: Path) -> None:
-    with begin(tmp_path, KEY) as attempt:
+    with begin(tmp_path, KEY, "a recipe") as attempt:
         pass
     assert killed(tmp_path, KEY) != attempt.name
 
@@ -37,22 +37,32 @@ def test_one_killed_after_its_outs_were_written_does(tmp_path: Path) -> None:
 
 
 def test_two_of_the_same_at_once_have_two_names(tmp_path: Path) -> None:
-    with begin(tmp_path, KEY) as first:
-        with begin(tmp_path, KEY) as second:
+    with begin(tmp_path, KEY, "a recipe") as first:
+        with begin(tmp_path, KEY, "a recipe") as second:
             assert first.name != second.name
         assert killed(tmp_path, KEY) not in (first.name, second.name)
-    with begin(tmp_path, OTHER_KEY) as other:
+    with begin(tmp_path, OTHER_KEY, "a recipe") as other:
         assert other.name not in (first.name, second.name)
 
 
 def test_register_is_told_the_name_until_it_has_recorded_the_result(tmp_path: Path) -> None:
-    with begin(tmp_path, KEY) as attempt:
+    with begin(tmp_path, KEY, "a recipe") as attempt:
         attempt.finished(RESULT)
     assert attempt_at(tmp_path, RESULT) == attempt.name
     assert attempt_at(tmp_path, KEY) is None
     forget(tmp_path, RESULT)
     assert attempt_at(tmp_path, RESULT) is None
     forget(tmp_path, RESULT)
+
+
+def test_those_cut_short_are_told_but_not_one_that_a_process_is_at_or_that_ended(tmp_path: Path) -> None:
+    assert cut_short(tmp_path / "none yet") == []
+    name = killed(tmp_path, KEY)
+    with begin(tmp_path, OTHER_KEY, "another") as other:
+        assert cut_short(tmp_path) == [CutShort(name, KEY[:32], "a recipe")]
+    assert killed(tmp_path, KEY) == name
+    (tmp_path / f"{OTHER_KEY[:32]}.unfinished").write_text(other.name)  # as it was written before
+    assert [one.about for one in cut_short(tmp_path)] == ["a recipe", ""]
 
 
 def test_a_damaged_name_is_not_used(tmp_path: Path) -> None:
@@ -66,7 +76,7 @@ def test_a_damaged_name_is_not_used(tmp_path: Path) -> None:
 
 def test_a_folder_cleaned_away_meanwhile_does_not_fail_the_training(tmp_path: Path) -> None:
     folder = tmp_path / "attempts"
-    with begin(folder, KEY) as attempt:
+    with begin(folder, KEY, "a recipe") as attempt:
         shutil.rmtree(folder)
         attempt.finished(RESULT)
     assert attempt_at(folder, RESULT) == attempt.name

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from lenet5.fashion_mnist import SHA256
+from lenet5.data.fashion_mnist import data_digest
 from lenet5.files import digest
-from lenet5.lineage import Code, data_digest, lineage_tags, read_code, without_credentials
+from lenet5.record.lineage import Code, changed_files, experiments_called, lineage_tags, read_code
 
 
 def git(*arguments: str, stdin: str | None = None) -> str:
@@ -43,27 +43,36 @@ def repository(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("https://user:token@example.org/a/b.git", "https://example.org/a/b.git"),
-        ("https://token@example.org:8080/a", "https://example.org:8080/a"),
-        ("https://user:t@ken@example.org/a", "https://example.org/a"),
-        ("postgresql://user:secret@example.org:5432/db", "postgresql://example.org:5432/db"),
-        ("https://example.org/a@b", "https://example.org/a@b"),
-        ("ssh://git@example.org/a/b.git", "ssh://git@example.org/a/b.git"),
-        ("ssh://git:secret@example.org/a", "ssh://git@example.org/a"),
-        ("git@example.org:a/b.git", "git@example.org:a/b.git"),
-        ("/home/a@b/c", "/home/a@b/c"),
-        ("file:///srv/a", "file:///srv/a"),
-        ("C:\\srv\\a", "C:\\srv\\a"),
-        ("sqlite:////srv/mlflow.db", "sqlite:////srv/mlflow.db"),
-        ("https://[example.org/a", "https://[example.org/a"),
-        ("", ""),
-    ],
-)
-def test_no_secret_of_a_url_is_recorded(url: str, shown: str) -> None:
-    assert without_credentials(url) == shown
+def test_a_dvc_experiment_is_known_by_what_it_holds_whatever_it_is_called_now(repository: Path) -> None:
+    params = "train: {lr: 0.1} # naïve\n"
+    (repository / "params.yaml").write_text(params, encoding="utf-8")
+    (repository / "metrics/export.json").write_text('{"weights_sha256": "0123abcd"}')
+    baseline = git("rev-parse", "HEAD")
+    git("add", "--all")
+    git("commit", "--quiet", "--message", "an experiment")
+    git("update-ref", f"refs/exps/{baseline[:2]}/{baseline[2:]}/renamed", "HEAD")
+    git("update-ref", f"refs/exps/{baseline[:2]}/{baseline[2:]}/of-another-pipeline", baseline)
+    tags = {"digest.weights": "0123abcd", "digest.params": digest(params.encode())}
+    assert experiments_called("renamed") == [tags]
+    assert experiments_called("of-another-pipeline") == experiments_called("nobody") == []
+
+
+def test_files_changed_are_those_that_git_has_otherwise_seen_from_their_folder(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert changed_files() == []
+    for name in ("dvc.lock", "metrics/test.json"):
+        (repository / name).write_text("second")
+    (repository / "notes.txt").write_text("never added")
+    git("add", "dvc.lock")
+    assert changed_files() == ["dvc.lock", "metrics/test.json"]
+    monkeypatch.chdir(repository / "metrics")
+    assert changed_files() == ["test.json"]
+
+
+@pytest.mark.usefixtures("folder")
+def test_outside_a_repository_no_file_is_changed() -> None:
+    assert changed_files() == []
 
 
 @pytest.mark.usefixtures("repository")
@@ -90,6 +99,47 @@ def test_the_diff_of_a_changed_tree_brings_the_change_back(repository: Path, sta
     assert (repository / "code.py").read_text() == changed
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"diff.external": "true"},
+        {"diff.context": "0"},
+        {"diff.noprefix": "true"},
+        {"diff.orderFile": "no such file"},
+        {"diff.relative": "true", "diff.renames": "copies"},
+        {"diff.shout.textconv": "tr a-z A-Z <", "core.attributesFile": "attributes"},
+        {"color.ui": "always", "diff.suppressBlankEmpty": "true", "diff.wsErrorHighlight": "all"},
+        {"core.quotePath": "false", "apply.whitespace": "fix"},
+        {"GIT_DIFF_OPTS": "--unified=0"},
+        {"GIT_EXTERNAL_DIFF": "true"},
+        {"GIT_LITERAL_PATHSPECS": "1"},
+    ],
+    ids=str,
+)
+def test_the_diff_applies_byte_for_byte_whatever_git_is_set_to(
+    repository: Path, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (repository / "attributes").write_text("* diff=shout\n")
+    first = b"".join(b"line %d \xe9 \t\n" % number for number in range(40))
+    (repository / "latin.py").write_bytes(first)
+    git("add", "--all")
+    git("commit", "--quiet", "--message", "second")
+    for name, value in settings.items():
+        if name.startswith("GIT_"):
+            monkeypatch.setenv(name, value)
+        else:
+            git("config", name, value)
+    (repository / "dvc.lock").write_text("of the pipeline\n")
+    changed = first.replace(b"line 20 ", b"\xfc 20 ").replace(b"line 3 ", b"line 3\r")
+    (repository / "latin.py").write_bytes(changed)
+    code = read_code()
+    assert "of the pipeline" not in code.diff
+    git("reset", "--quiet", "--hard", code.commit)
+    diff = f"{code.diff}\n".encode(errors="surrogateescape")
+    subprocess.run(["git", "apply", "--whitespace=nowarn", "-"], input=diff, check=True)
+    assert (repository / "latin.py").read_bytes() == changed
+
+
 def test_new_code_that_git_does_not_know_yet_is_in_the_diff(repository: Path) -> None:
     (repository / "code.py").write_text("changed\n")
     (repository / "src").mkdir()
@@ -104,6 +154,30 @@ def test_new_code_that_git_does_not_know_yet_is_in_the_diff(repository: Path) ->
     assert (repository / "src/new.py").read_bytes() == b"a = 1\r\n"
     assert (repository / "src/größer als 1.py").read_text() == "b = 2"
     assert not (repository / "notes.txt").exists()
+
+
+def test_the_diff_of_a_folder_of_a_repository_holds_what_is_in_it_at_its_place(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = repository / "teams/größer als 1"
+    (folder / "src").mkdir(parents=True)
+    (folder / "src/old.py").write_text("first\n")
+    git("add", "--all")
+    git("commit", "--quiet", "--message", "second")
+    (repository / "code.py").write_text("of somebody else\n")
+    (folder / "src/old.py").write_text("changed\n")
+    (folder / "src/new.py").write_bytes(b"\0\xff new")
+    monkeypatch.chdir(folder)
+    code = read_code()
+    monkeypatch.chdir(repository)
+    git("reset", "--quiet", "--hard", code.commit)
+    git("clean", "--quiet", "--force", "-d")
+    git("apply", "--whitespace=nowarn", "-", stdin=code.diff + "\n")
+    assert git("-c", "core.quotePath=off", "status", "--porcelain", "--untracked-files").splitlines() == [
+        'M "teams/größer als 1/src/old.py"',
+        '?? "teams/größer als 1/src/new.py"',
+    ]
+    assert (folder / "src/new.py").read_bytes() == b"\0\xff new"
 
 
 def test_what_the_pipeline_itself_writes_is_no_change_of_the_code(repository: Path) -> None:
@@ -156,7 +230,11 @@ def test_tags_say_where_a_result_comes_from(folder: Path, monkeypatch: pytest.Mo
     assert lineage_tags(Code("c0ffee", "trunk", "", ""))["git.dirty"] == "false"
 
 
-def test_other_data_has_another_digest(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = data_digest()
-    monkeypatch.setitem(SHA256, next(iter(SHA256)), "0" * 64)
-    assert data_digest() != before
+def test_a_repository_that_git_does_not_trust_is_not_passed_over_in_silence(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert read_code().commit
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    assert read_code().commit == ""
+    assert f"safe.directory {repository}`" in capsys.readouterr().err

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from lenet5 import promotion
 from lenet5.params import Params, RegisterParams
-from lenet5.promotion import decide, mcnemar
+from lenet5.record import promotion
+from lenet5.record.promotion import decide, mcnemar
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +32,7 @@ def pair(both: int, candidate_only: int, champion_only: int, neither: int = 0) -
 
 def test_the_first_acceptable_model_becomes_champion(limits: RegisterParams) -> None:
     decision = decide(predictions([1, 1, 1, 0]), 0.0, None, limits)
-    assert decision.alias == "champion"
+    assert decision.became == "champion"
     assert decision.accuracy == 0.75
     assert decision.p_value is None
 
@@ -41,7 +41,7 @@ def test_the_first_acceptable_model_becomes_champion(limits: RegisterParams) -> 
 def test_a_model_below_the_least_accuracy_is_rejected(limits: RegisterParams, first: bool) -> None:
     candidate, champion = pair(40, 9, 0, 51)
     decision = decide(candidate, 0.0, None if first else champion, limits)
-    assert decision.alias == "rejected"
+    assert decision.became == "rejected"
     assert "0.4900 is below register.min_test_accuracy 0.5" in decision.reason
 
 
@@ -49,12 +49,12 @@ def test_a_model_below_the_least_accuracy_is_rejected(limits: RegisterParams, fi
 def test_a_model_with_too_wide_a_gap_is_rejected(limits: RegisterParams, first: bool) -> None:
     candidate, champion = pair(80, 20, 0)
     decision = decide(candidate, 0.051, None if first else champion, limits)
-    assert decision.alias == "rejected"
+    assert decision.became == "rejected"
     assert "0.0510 is above register.max_accuracy_gap 0.05" in decision.reason
 
 
 def test_the_limits_themselves_are_acceptable(limits: RegisterParams) -> None:
-    assert decide(predictions([1, 0]), 0.05, None, limits).alias == "champion"
+    assert decide(predictions([1, 0]), 0.05, None, limits).became == "champion"
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_only_a_model_that_is_better_beyond_doubt_replaces_the_champion(
 ) -> None:
     candidate, champion = pair(70, candidate_only, champion_only, 5)
     decision = decide(candidate, 0.0, champion, limits)
-    assert decision.alias == alias
+    assert decision.became == alias
     assert (decision.candidate_only, decision.champion_only) == (candidate_only, champion_only)
     assert decision.accuracy == (70 + candidate_only) / len(candidate)
     assert decision.champion_accuracy == (70 + champion_only) / len(candidate)
@@ -86,7 +86,7 @@ def test_only_a_model_that_is_better_beyond_doubt_replaces_the_champion(
 
 def test_alpha_decides_how_much_doubt_is_allowed(limits: RegisterParams) -> None:
     candidate, champion = pair(70, 12, 8)
-    assert decide(candidate, 0.0, champion, limits.model_copy(update={"alpha": 0.6})).alias == "champion"
+    assert decide(candidate, 0.0, champion, limits.model_copy(update={"alpha": 0.6})).became == "champion"
 
 
 @pytest.mark.parametrize("images", [[1, 1, 2], [1, 1], [1, 1, 1, 1]], ids=["another class", "fewer", "more"])
@@ -121,7 +121,7 @@ def test_equal_models_replace_each_other_no_more_often_than_alpha_allows(
     promoted = 0
     for candidate_right, champion_right in zip(*right, strict=True):
         candidate["predicted"], champion["predicted"] = candidate_right.astype(int), champion_right.astype(int)
-        promoted += decide(candidate, 0.0, champion, limits).alias == "champion"
+        promoted += decide(candidate, 0.0, champion, limits).became == "champion"
     rate = promoted / registrations
     report(
         f"equal models: {promoted} false promotions of {registrations}, a rate of {rate:.4f} at alpha {limits.alpha}"

@@ -6,20 +6,21 @@ import pytest
 
 from lenet5.errors import UserError
 from lenet5.files import digest, write_bytes, write_json
-from lenet5.history import EpochRow, HistoryFile, read_history
 from lenet5.outs import CARD, EVALUATION, EXPORT, HISTORY, ONNX, PREDICTIONS, PROGRAM, TRAINING, WEIGHTS
 from lenet5.params import AugmentationParams, Params
-from lenet5.record import (
+from lenet5.record.result import (
     SPEED,
-    best_figures,
     digest_training,
     epoch_points,
-    final_figures,
-    flat_params,
+    headline,
     history_points,
+    model_figures,
     read_result,
+    readable,
+    recorded_figures,
     run_name,
 )
+from lenet5.results.history import EpochRow, HistoryFile, read_history
 
 FIRST = EpochRow(1, 0.1, 2.0, 0.25, 1.5, 0.5, 1.625, 0.375, 1.75, 0.25, 0.125, 0.125)
 SECOND = EpochRow(2, 0.05, 1.0, 0.75, 0.5, 0.875, 1.0, 0.625, 1.25, 0.5, 0.5, 0.25)
@@ -68,42 +69,41 @@ def test_points_carry_the_time_in_milliseconds(monkeypatch: pytest.MonkeyPatch) 
     assert {point.timestamp for point in points} == {1_700_000_000_123}
 
 
-@pytest.mark.parametrize(("chosen", "row"), [(1, FIRST), (2, SECOND)])
-def test_best_figures_are_those_of_the_chosen_epoch(chosen: int, row: EpochRow) -> None:
-    figures = best_figures(table(FIRST, SECOND), chosen)
-    assert figures == {
-        "best/epoch": chosen,
-        "best/train_loss": row.train_loss,
-        "best/train_accuracy": row.train_accuracy,
-        "best/validation_loss": row.validation_loss,
-        "best/validation_accuracy": row.validation_accuracy,
-        "best/test_loss": row.test_loss,
-        "best/test_accuracy": row.test_accuracy,
-        "best/gap_loss": row.gap_loss,
-        "best/gap_accuracy": row.gap_accuracy,
-    }
+EVALUATED = {
+    "train": {"loss": 0.25, "accuracy": 0.9},
+    "test": {"loss": 0.5, "loss_low": 0.4},
+    "gap": {"loss": 0.25},
+    "onset_of_overfitting": None,
+    "calibration_error": 0.125,
+    "classes": {
+        "T-shirt/top": {"precision": 0.5, "recall": 0.25, "f1": 0.375},
+        "Ankle boot": {"precision": 1.0, "recall": 1.0, "f1": 1.0},
+    },
+}
+EXPORTED = {"parity": {"onnx": 1e-6, "program": 2e-6}, "operators": ["Conv"], "weights_sha256": "0"}
+TRAINED = {"epochs": 9, "chosen_epoch": 7, "weights_sha256": "0"}
 
 
-def test_best_figures_leave_out_what_was_not_measured() -> None:
-    figures = best_figures(table(unvalidated(FIRST), unvalidated(SECOND)), 2)
-    assert not any("validation" in name for name in figures)
-    assert figures["best/test_loss"] == 1.25
-
-
-def test_final_figures_are_grouped_and_leave_nothing_out() -> None:
-    evaluation = {
-        "train": {"loss": 0.25, "accuracy": 0.9},
-        "test": {"loss": 0.5, "loss_low": 0.4},
-        "gap": {"loss": 0.25},
-        "onset_of_overfitting": None,
+def test_the_figures_of_the_finished_model_have_plain_names_and_leave_nothing_out() -> None:
+    assert model_figures(TRAINED, EVALUATED, EXPORTED) == {
+        "train_loss": 0.25,
+        "train_accuracy": 0.9,
+        "test_loss": 0.5,
+        "test_loss_low": 0.4,
+        "gap_loss": 0.25,
         "calibration_error": 0.125,
-        "classes": {
-            "T-shirt/top": {"precision": 0.5, "recall": 0.25, "f1": 0.375},
-            "Ankle boot": {"precision": 1.0, "recall": 1.0, "f1": 1.0},
-        },
+        "f1_t_shirt_top": 0.375,
+        "f1_ankle_boot": 1.0,
+        "best_epoch": 7,
+        "export_difference": 2e-6,
     }
-    export = {"parity": {"onnx": 1e-6, "program": 2e-6}, "operators": ["Conv"], "weights_sha256": "0"}
-    assert final_figures(evaluation, export) == {
+    onset = model_figures(TRAINED, EVALUATED | {"onset_of_overfitting": 9}, EXPORTED)["onset_of_overfitting"]
+    assert onset == 9
+    assert isinstance(onset, float)
+
+
+def test_a_run_of_an_earlier_version_is_read_under_the_names_of_today() -> None:
+    earlier = {
         "final/train_loss": 0.25,
         "final/train_accuracy": 0.9,
         "final/test_loss": 0.5,
@@ -112,21 +112,33 @@ def test_final_figures_are_grouped_and_leave_nothing_out() -> None:
         "final/calibration_error": 0.125,
         "f1/T-shirt-top": 0.375,
         "f1/Ankle_boot": 1.0,
+        "best/epoch": 7.0,
         "export/largest_difference": 2e-6,
     }
-    onset = final_figures(evaluation | {"onset_of_overfitting": 7}, export)["final/onset_of_overfitting"]
-    assert onset == 7
-    assert isinstance(onset, float)
+    today = model_figures(TRAINED, EVALUATED, EXPORTED)
+    assert recorded_figures(earlier) == today
+    assert recorded_figures(today | {"accuracy/test": 0.5}) == today | {"accuracy/test": 0.5}
 
 
-def test_params_are_named_as_on_the_command_line(params: Params) -> None:
-    flat = flat_params(params, "data", "model", "train", "register")
-    assert flat["train.lr"] == "0.1"
-    assert flat["train.augmentation.horizontal_flip"] == "False"
-    assert flat["model.activation"] == "relu"
-    assert flat["register.alpha"] == "0.05"
-    assert {name.split(".")[0] for name in flat} == {"data", "model", "train", "register"}
-    assert len(flat) == 3 + 4 + 17 + 6
+def test_the_headline_leaves_out_what_was_not_measured_and_says_no_more_than_the_images_can_tell() -> None:
+    measured = {"test": {"accuracy": 0.9024}, "train": {"accuracy": 0.93341}, "calibration_error": 0.017281}
+    evaluation = measured | {"gap": {"accuracy": 0.031000000000000028, "loss": 0.0927596}}
+    assert headline(TRAINED, evaluation, champion=True) == {
+        "test": 0.9024,
+        "train": 0.9334,
+        "gap": 0.031,
+        "champion": True,
+        "loss_gap": 0.0928,
+        "epoch": 7,
+        "ece": 0.0173,
+    }
+
+
+def test_figures_are_recorded_to_six_digits() -> None:
+    assert readable({"gap_accuracy": 0.027800000000000047, "export_difference": 9.5367431640625e-06}) == {
+        "gap_accuracy": 0.0278,
+        "export_difference": 9.53674e-06,
+    }
 
 
 def test_a_run_is_named_by_its_recipe_or_by_dvcs_experiment(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:

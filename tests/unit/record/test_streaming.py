@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from lenet5 import streaming
-from lenet5.record import Point
-from lenet5.streaming import Stream
+from lenet5.record import streaming
+from lenet5.record.result import Point
+from lenet5.record.streaming import Stream
 
 SOON = 0.01
 
@@ -36,6 +36,8 @@ def wait_for(condition: Callable[[], object]) -> None:
 class FakeRun:
     """Keeps what it is told; fails ``failures`` times before each kind of call works."""
 
+    page = "http://127.0.0.1:5000/#/a-run"
+
     def __init__(self, failures: int = 0) -> None:
         self.points: list[Point] = []
         self.ended: list[tuple[object, ...]] = []
@@ -50,9 +52,10 @@ class FakeRun:
         self.calls.append(len(points))
         self.points.extend(points)
 
-    def finish(self, training_digest: str) -> None:
+    def finish(self, training_digest: str) -> str:
         self._maybe_fail()
         self.ended.append(("finished", training_digest))
+        return self.page
 
     def fail(self, reason: str, killed: bool) -> None:
         self._maybe_fail()
@@ -84,7 +87,7 @@ def test_every_point_arrives_once_and_in_order_and_then_the_run_ends(capsys: pyt
             stream.send(points(epoch))
             if epoch % 10 == 0:
                 run.wait_for_epochs(epoch + 1)
-        stream.finish("a digest")
+        assert stream.finish("a digest") == FakeRun.page
     assert run.points == [point for epoch in range(50) for point in points(epoch)]
     assert run.ended == [("finished", "a digest")]
     assert capsys.readouterr() == ("", "")
@@ -206,7 +209,7 @@ def test_finish_gives_up_on_a_store_that_does_not_answer_and_says_what_brings_th
     with Stream(lambda: run, patience=0.1) as stream:
         stream.send(points(1))
         since = time.monotonic()
-        stream.finish("a digest")
+        assert stream.finish("a digest") is None
         assert 0.1 <= time.monotonic() - since < 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "`dvc repro` sends the rest" in line
@@ -249,6 +252,43 @@ def test_a_training_that_does_not_end_is_closed_with_its_reason_after_its_points
     assert raised.value is error
     assert run.points == points(1)
     assert run.ended == [end]
+
+
+def failing(stream: Stream) -> None:
+    with stream:
+        stream.send(points(1))
+        raise ValueError("the loss became nan")
+
+
+def test_a_training_that_fails_before_the_store_is_open_waits_until_its_run_says_so(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = FakeRun()
+
+    def open_run() -> FakeRun:
+        time.sleep(0.4)  # the import of mlflow alone takes longer
+        return run
+
+    with pytest.raises(ValueError, match="the loss became nan"):
+        failing(Stream(open_run, patience=0.1))
+    assert run.ended == [("failed", "the loss became nan", False)]
+    assert capsys.readouterr().err == ""
+
+
+def test_what_a_store_did_not_hear_of_a_failure_is_said_as_it_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "_FAILED_PATIENCE", 0.1)
+    silent = BlockedRun()
+    with pytest.raises(ValueError, match="nan"):
+        failing(Stream(lambda: silent))
+    silent.answer.set()
+    with pytest.raises(ValueError, match="nan"):
+        failing(Stream(lambda: FakeRun(failures=10**9)))
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "MLflow has not heard that this training failed; the next one closes its run there"
+    assert said[1] == f"{said[0]} (no route to MLflow)"
+    assert not any("dvc repro" in line or "nothing is lost" in line for line in said)
 
 
 def test_ctrl_c_waits_no_longer_than_a_second() -> None:

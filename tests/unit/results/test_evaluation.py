@@ -10,10 +10,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lenet5 import evaluation
-from lenet5.datasets import Split, to_float
+from lenet5.data.datasets import Split, to_float
+from lenet5.data.fashion_mnist import CLASSES
 from lenet5.errors import UserError
-from lenet5.evaluation import (
+from lenet5.files import digest
+from lenet5.network.lenet5 import LeNet5
+from lenet5.params import ModelParams
+from lenet5.results import evaluation
+from lenet5.results.evaluation import (
     Measure,
     calibration_error,
     calibration_table,
@@ -27,10 +31,6 @@ from lenet5.evaluation import (
     predictions_table,
     split_figures,
 )
-from lenet5.fashion_mnist import CLASSES
-from lenet5.files import digest
-from lenet5.model import LeNet5
-from lenet5.params import ModelParams
 
 ModelParamsOf = Callable[..., ModelParams]
 SplitOf = Callable[[int, int], Split]
@@ -132,6 +132,9 @@ def test_predictions_table_names_classes_and_gives_the_probability_of_the_answer
     assert answers["true"].tolist() == ["Bag", "Ankle boot"]
     assert answers["predicted"].tolist() == ["Bag", "T-shirt/top"]
     assert answers["probability"].tolist() == pytest.approx([9 / 18, 3 / 12])
+    assert answers["image"].tolist() == [0, 1]
+    assert answers[list(CLASSES)].sum(axis=1).tolist() == pytest.approx([1, 1], abs=1e-5)
+    assert answers["Bag"].tolist() == pytest.approx([9 / 18, 1 / 12], abs=1e-6)
 
 
 def test_class_figures_of_a_small_confusion() -> None:

@@ -9,12 +9,13 @@ import torch
 from matplotlib.axes import Axes
 from PIL import Image
 
-from lenet5 import figures
-from lenet5.edge_kernel import learn_kernel
-from lenet5.evaluation import calibration_table, class_figures, feature_maps
-from lenet5.fashion_mnist import CLASSES
-from lenet5.model import LeNet5
+from lenet5.data.fashion_mnist import CLASSES
+from lenet5.network.edge_kernel import learn_kernel
+from lenet5.network.edges import KERNELS
+from lenet5.network.lenet5 import LeNet5
 from lenet5.params import ModelParams
+from lenet5.results import figures
+from lenet5.results.evaluation import calibration_table, class_figures, feature_maps
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (200, 28, 28), dtype=np.uint8)
 LABELS = np.arange(200) % 10
@@ -40,7 +41,9 @@ def maps_of(params: ModelParams, path: Path) -> None:
     model = LeNet5(params)
     maps = {name: layer.numpy() for name, layer in feature_maps(model, torch.from_numpy(IMAGES[0])).items()}
     kernels = model.c1.weight.detach().numpy()[:, 0]
-    figures.draw_feature_maps(path, IMAGES[0], kernels, maps, params.activation, params.pooling)
+    picture = figures.feature_maps(IMAGES[0], kernels, maps, params.activation, params.pooling)
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(picture)
 
 
 PICTURES: dict[str, Callable[[Path], None]] = {
@@ -57,7 +60,9 @@ PICTURES: dict[str, Callable[[Path], None]] = {
     "reliability": lambda path: figures.draw_reliability(path, calibration_table(predictions(50), 15), 15, 0.1),
     "one bin": lambda path: figures.draw_reliability(path, calibration_table(predictions(50), 1), 1, 0.1),
     "samples": lambda path: figures.draw_samples(path, IMAGES, LABELS),
-    "kernel check": lambda path: figures.draw_kernel_check(path, [learn_kernel(0, 0.03, 1000, 1e-3)], 1e-3),
+    "kernel check": lambda path: figures.draw_kernel_check(
+        path, {edges: [learn_kernel(kernel, 0, 0.02, 1000, 1e-3)] for edges, kernel in KERNELS.items()}, 1e-3
+    ),
 }
 
 

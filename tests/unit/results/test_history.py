@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lenet5.history import EpochRow, HistoryFile, read_history
+from lenet5.results.history import EpochRow, HistoryFile, read_history
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 

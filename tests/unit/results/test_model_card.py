@@ -2,15 +2,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import pytest
 from PIL import Image
 
-from lenet5.fashion_mnist import CLASSES
-from lenet5.model import LeNet5, layers
-from lenet5.model_card import completed, model_card, page, summary, verdict
+from lenet5.data.fashion_mnist import CLASSES
+from lenet5.network.lenet5 import LeNet5, layers
 from lenet5.params import Params
+from lenet5.results.model_card import completed, model_card, page, summary
 
 FIGURES = {
     "loss": 0.25,
@@ -39,7 +37,15 @@ def evaluation(*splits: str) -> dict[str, Any]:
 
 
 def history(*gaps: float) -> pd.DataFrame:
-    return pd.DataFrame({"epoch": range(1, len(gaps) + 1), "gap_accuracy": gaps})
+    return pd.DataFrame(
+        {
+            "epoch": range(1, len(gaps) + 1),
+            "train_accuracy": 0.9,
+            "gap_accuracy": gaps,
+            "gap_loss": 0.0,
+            "test_loss": 0.5,
+        }
+    )
 
 
 def changed(content: dict[str, Any], **changes: Any) -> Params:
@@ -52,73 +58,6 @@ def changed(content: dict[str, Any], **changes: Any) -> Params:
 def card_of(params: Params) -> str:
     measured = evaluation("train", "validation", "test")
     return model_card(params, history(0.0, 0.01, 0.03), TRAINING, measured, layers(LeNet5(params.model)), PREDICTIONS)
-
-
-def test_overfitting_is_told_with_its_epoch_its_growth_and_what_to_change(params: Params) -> None:
-    gaps = np.linspace(0, 0.012, 63).tolist() + np.linspace(0.0125, 0.038, 37).tolist()
-    said = verdict(history(*gaps), 63, 63, params)
-    assert said == (
-        "The validation loss stopped falling at epoch 63 of 100; the accuracy gap grew from 1.2 to 3.8 points after "
-        "that. The weights of epoch 63 are kept. To narrow the gap, consider `train.augmentation`, `model.dropout` or "
-        "`train.weight_decay` (all off now)."
-    )
-
-
-def test_what_is_on_already_is_not_advised(content: dict[str, Any]) -> None:
-    overfitting = history(0.0, 0.01, 0.03)
-    params = changed(content, model__dropout=0.2, train__weight_decay=1e-4)
-    assert verdict(overfitting, 2, 2, params).endswith("consider `train.augmentation` (now off).")
-    params = changed(content, train__augmentation={"horizontal_flip": True, "shift": 0})
-    assert "stronger `train.augmentation`, `model.dropout` or `train.weight_decay`" in verdict(
-        overfitting, 2, 2, params
-    )
-
-
-def test_later_weights_than_the_best_are_told(params: Params) -> None:
-    said = verdict(history(0.0, 0.01, 0.03), 3, 2, params)
-    assert "The weights of epoch 3 are kept: consider those of 2 (`train.weights: best_validation`)." in said
-
-
-@pytest.mark.parametrize(("last", "advice"), [(0.012, False), (0.006, False), (0.03, True)])
-def test_a_gap_that_is_small_and_stays_so_needs_no_advice(params: Params, last: float, advice: bool) -> None:
-    said = verdict(history(0.0, 0.01, last), 2, 2, params)
-    assert ("grew" in said) == advice
-    assert ("hardly changed, from 1.0 to" in said) == (not advice)
-    assert ("consider" in said) == advice
-
-
-def test_a_wide_gap_is_worth_advice_even_when_it_does_not_grow(params: Params) -> None:
-    assert "consider" in verdict(history(0.0, 0.04, 0.04), 2, 2, params)
-
-
-def test_a_loss_that_still_falls_asks_for_more_epochs(params: Params) -> None:
-    said = verdict(history(0.0, 0.01, 0.015), 3, 3, params)
-    assert "still at its lowest at the last epoch, 3, with an accuracy gap of 1.5 points" in said
-    assert "Consider more epochs (`train.epochs`)" in said
-
-
-def test_a_gap_that_shrinks_is_said_to(params: Params) -> None:
-    assert "shrank from 1.0 to 0.5 points" in verdict(history(0.0, 0.01, 0.005), 2, 2, params)
-
-
-def test_a_wide_gap_is_overfitting_even_while_the_loss_falls(params: Params) -> None:
-    said = verdict(history(0.0, 0.01, 0.03), 3, 3, params)
-    assert "no sign of overfitting" not in said
-    assert "with an accuracy gap of 3.0 points: it overfits, though more training still helped" in said
-    assert "To narrow the gap, consider" in said
-
-
-def test_without_validation_images_nothing_is_claimed(content: dict[str, Any]) -> None:
-    said = verdict(history(0.0, 0.02), 2, None, changed(content, data__validation_size=0))
-    assert "nothing shows when overfitting began" in said
-    assert "the last epoch, 2," in said
-    assert "2.0 points of accuracy better on training than on test images" in said
-    assert "`data.validation_size: 5000`" in said
-
-
-def test_one_epoch_is_too_few_to_tell(params: Params) -> None:
-    said = verdict(history(-0.001), 1, 1, params)
-    assert "One epoch is too few to see overfitting; the accuracy gap is -0.1 points" in said
 
 
 def test_the_summary_gives_every_split_with_its_interval(content: dict[str, Any]) -> None:

@@ -11,28 +11,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from lenet5 import engine as engine_module
-from lenet5.cuda_graph import WARM_UPS
-from lenet5.datasets import Split, Splits, to_float
-from lenet5.engine import (
-    Engine,
-    EngineChoice,
-    EpochResult,
-    choose_engine,
-    count_all,
-    pick_device,
-    set_deterministic,
-    set_precision,
-)
+from lenet5.data.datasets import Split, Splits, to_float
 from lenet5.errors import UserError
-from lenet5.evaluation import measure
-from lenet5.model import LeNet5
+from lenet5.network.lenet5 import LeNet5
 from lenet5.params import AugmentationParams, ModelParams, TrainParams
-from lenet5.recipe import EpochPlan, augment, batch_loss, draw_plan, make_optimizer
+from lenet5.results.evaluation import measure
+from lenet5.training import engine as engine_module
+from lenet5.training.cuda_graph import WARM_UPS
+from lenet5.training.device import pick_device, set_deterministic, set_precision
+from lenet5.training.engine import Engine, EngineChoice, EpochResult, choose_engine, count_all
+from lenet5.training.recipe import EpochPlan, augment, batch_loss, draw_plan, make_optimizer
 
 TrainParamsOf = Callable[..., TrainParams]
-EAGER = EngineChoice("eager", False, False, "")
-GRAPH = EngineChoice("graph", False, False, "")
+EAGER = EngineChoice("eager", False, "")
+GRAPH = EngineChoice("graph", False, "")
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
@@ -113,6 +105,8 @@ def test_asking_for_cuda_without_cuda_is_a_mistake_a_person_can_mend(monkeypatch
 )
 def test_device_names(monkeypatch: pytest.MonkeyPatch, name: str, available: bool, device: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_90"])
     assert pick_device(name) == torch.device(device)
 
 
@@ -137,11 +131,14 @@ def test_deterministic_can_be_switched_on_and_off() -> None:
     assert torch.backends.cudnn.benchmark
 
 
-def replaying(function: Callable[[], Tensor], state: Sequence[Tensor]) -> tuple[Callable[[], None], Tensor]:
+def replaying(
+    function: Callable[[], Tensor], warm_up: Callable[[], object], state: Sequence[Tensor]
+) -> tuple[Callable[[], None], Tensor]:
     """What cuda_graph.record does, without a GPU: warm up, put back, and compute into memory that stays."""
     saved, random = [tensor.detach().clone() for tensor in state], torch.get_rng_state()
     for _ in range(WARM_UPS):
-        result = function()
+        warm_up()
+    result = function()
     with torch.no_grad():
         for tensor, value in zip(state, saved, strict=True):
             tensor.copy_(value)
@@ -201,46 +198,50 @@ def test_an_engine_measures_what_evaluation_measures(
 
 
 @pytest.mark.parametrize(
-    ("device", "compiler", "epochs", "name", "compiles", "reason"),
+    ("triton", "epochs", "compiles", "reason"),
     [
-        (CUDA, True, 1, "graph", True, "its step compiled"),
-        (CUDA, False, 1, "graph", False, r"want of a C\+\+ compiler"),
-        (CPU, False, 1000, "eager", False, r"no C\+\+ compiler"),
-        (CPU, True, 2, "eager", False, "2 epochs do not repay"),
-        (CPU, True, 1000, "compiled", True, "1000 epochs repay"),
+        (True, 1, False, "not compiled: 275 steps do not repay it"),
+        (True, 2000, True, "its step compiled: 550,000 steps repay it"),
+        (False, 2000, False, "not compiled, for want of a thing"),
     ],
 )
-def test_auto_takes_the_fastest_engine_that_pays_and_says_why(
-    train_params: TrainParamsOf, monkeypatch: pytest.MonkeyPatch, device: torch.device, compiler: bool, epochs: int,
-    name: str, compiles: bool, reason: str,
+def test_auto_takes_a_graph_on_cuda_and_compiles_its_step_where_that_pays(
+    model_params: Callable[..., ModelParams], train_params: TrainParamsOf, monkeypatch: pytest.MonkeyPatch,
+    triton: bool, epochs: int, compiles: bool, reason: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(engine_module, "compiler_found", lambda: compiler)
-    choice = choose_engine(train_params(engine="auto", epochs=epochs), 55_000, device)
-    assert (choice.name, choice.compiles) == (name, compiles)
+    monkeypatch.setattr(engine_module.inductor, "lacking", lambda: None if triton else "a thing")
+    params = train_params(engine="auto", epochs=epochs, batch_size=200)
+    choice = choose_engine(model_params(), params, 55_000, CUDA)
+    assert (choice.name, choice.compiles) == ("graph", compiles)
     assert re.search(reason, choice.reason)
 
 
 @pytest.mark.parametrize("engine", ["eager", "compiled", "graph"])
-def test_an_engine_asked_for_is_taken(
-    train_params: TrainParamsOf, monkeypatch: pytest.MonkeyPatch, engine: str
+def test_an_engine_asked_for_on_cuda_is_taken(
+    model_params: Callable[..., ModelParams], train_params: TrainParamsOf, monkeypatch: pytest.MonkeyPatch, engine: str
 ) -> None:
-    monkeypatch.setattr(engine_module, "compiler_found", lambda: True)
-    assert choose_engine(train_params(engine=engine), 100, CUDA).name == engine
+    monkeypatch.setattr(engine_module.inductor, "lacking", lambda: None)
+    assert choose_engine(model_params(), train_params(engine=engine), 100, CUDA).name == engine
 
 
 def test_engines_that_cannot_work_here_are_mistakes_a_person_can_mend(
-    train_params: TrainParamsOf, monkeypatch: pytest.MonkeyPatch
+    model_params: Callable[..., ModelParams], train_params: TrainParamsOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(UserError, match=r"train\.engine: graph is for CUDA devices"):
-        choose_engine(train_params(engine="graph"), 100, CPU)
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(UserError, match=r"train\.engine: compiled needs a C\+\+ compiler \(no-such-compiler\)"):
-        choose_engine(train_params(engine="compiled"), 100, CPU)
+    model = model_params()
+    for engine in ("graph", "compiled"):
+        with pytest.raises(UserError, match=rf"train\.engine: {engine} is for CUDA devices"):
+            choose_engine(model, train_params(engine=engine), 100, CPU)
+    with pytest.raises(UserError, match=r"train\.engine: lanes is for CPUs"):
+        choose_engine(model, train_params(engine="lanes"), 100, CUDA)
+    monkeypatch.setattr(engine_module.inductor, "lacking", lambda: "the package triton")
+    with pytest.raises(UserError, match=r"train\.engine: compiled needs the package triton; see to that"):
+        choose_engine(model, train_params(engine="compiled"), 100, CUDA)
     with pytest.raises(UserError, match=r"train\.precision: tf32 is for CUDA devices"):
         set_precision("tf32", CPU)
 
 
-def test_tf32_is_what_precision_says_and_nothing_else() -> None:
+def test_tf32_is_what_precision_says_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 0))
     for precision, allowed in (("tf32", True), ("bf16", False), ("fp32", False)):
         set_precision(precision, CUDA)
         assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == allowed

@@ -1,158 +1,297 @@
+import ctypes
+import os
 import platform
+import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lenet5 import lanes
-from lenet5.compiler import build, compiler_name
-from lenet5.datasets import Split, Splits
-from lenet5.engine import Engine, EngineChoice, choose_engine
-from lenet5.model import LeNet5
+from lenet5.data.datasets import Split, Splits
+from lenet5.errors import UserError
+from lenet5.network.lenet5 import LeNet5
 from lenet5.params import ModelParams, TrainParams
-from lenet5.recipe import draw_plan, make_optimizer
+from lenet5.training import compiler, lanes
+from lenet5.training.compiler import BuildError, build, compiler_name
+from lenet5.training.engine import Engine, EngineChoice, choose_engine
+from lenet5.training.recipe import augment, draw_plan, make_optimizer
 
-needs_lanes = pytest.mark.skipif(not lanes.buildable(), reason="lanes.cpp needs Linux and a C++ compiler")
+pytestmark = pytest.mark.skipif(
+    platform.system() != "Linux" or not shutil.which(compiler_name()), reason="lanes need Linux and a C++ compiler"
+)
+ModelParamsOf, TrainParamsOf = Callable[..., ModelParams], Callable[..., TrainParams]
+RandomSplit = Callable[[int, int], Split]
+CPU = torch.device("cpu")
+LANES = EngineChoice("lanes", False, "")
 BATCHES = [1, 16, 21, 200]
+COMBINATIONS: list[dict[str, Any]] = [
+    {"activation": "sigmoid"},
+    {"pooling": "max", "activation": "tanh"},
+    {"c3": "paper", "activation": "relu"},
+    {"pooling": "max", "activation": "relu", "c3": "paper"},
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the libraries of these tests are kept."""
+    return tmp_path_factory.mktemp("workspace")
+
+
+@pytest.fixture(autouse=True)
+def _workspace(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(folder))
+
+
+@pytest.fixture(params=["this CPU's", "eight lanes"])
+def width(request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The compiler as it is, and as for a CPU whose registers are half as wide."""
+    if request.param == "eight lanes":
+        if platform.machine() != "x86_64":
+            pytest.skip("there are always eight lanes here")
+        monkeypatch.setenv("CXX", str(script(folder / "narrow", f'exec {compiler_name()} "$@" -mno-avx512f')))
+    return str(request.param)
+
+
+def script(path: Path, text: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
     return ((found - expected).abs().max() / expected.abs().max()).item()
 
 
-def gradients(model: LeNet5, logits: Tensor) -> dict[str, Tensor]:
-    loss = F.cross_entropy(logits, torch.arange(len(logits)) % 10)
-    return dict(zip(model.state_dict(), torch.autograd.grad(loss, model.parameters()), strict=True))
+def native(model: LeNet5, data: Split, params: TrainParams, threads: int = 2) -> lanes.Lanes:
+    return lanes.Lanes(lanes.library(model.params), model, Splits(data, data, None, data), params, threads)
 
 
-@needs_lanes
-@pytest.mark.parametrize("batch", BATCHES)
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"pooling": "max", "activation": "tanh"},
-        {"c3": "paper", "activation": "relu"},
-        {"pooling": "max", "activation": "relu", "c3": "paper"},
-    ],
-    ids=str,
-)
-def test_the_layout_changes_neither_logits_nor_gradients(
-    model_params: Callable[..., ModelParams], changes: dict[str, Any], batch: int
-) -> None:
-    torch.manual_seed(0)
-    model = LeNet5(model_params(**changes)).to(memory_format=torch.channels_last)
-    images = torch.rand(batch, 1, 28, 28)
-    exact = deepcopy(model).double()
-    expected, logits = exact(images.double()), lanes.laid_out(model)(images)
-    assert logits.shape == expected.shape
-    assert relative(logits, expected) < 1e-5
-    found = gradients(model, logits)
-    for name, gradient in gradients(exact, expected).items():
-        assert relative(found[name], gradient) < 1e-5, name
+def batch_of(size: int, of: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(size)
+    flips = torch.rand(size, generator=generator) < 0.5
+    return torch.randperm(of, generator=generator)[:size], flips, torch.randint(-3, 4, (size, 2), generator=generator)
 
 
-@pytest.fixture(params=["this CPU's", "eight lanes"])
-def library(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What the compiler makes of lanes.cpp for this CPU, and for one whose registers are half as wide."""
-    if request.param == "eight lanes":
-        if platform.machine() != "x86_64":
-            pytest.skip("there are always eight lanes here")
-        narrow = tmp_path / "narrow"
-        narrow.write_text(f'#!/bin/sh\nexec {compiler_name()} "$@" -mno-avx512f\n')
-        narrow.chmod(0o755)
-        monkeypatch.setenv("CXX", str(narrow))
-        built = build(lanes.SOURCE)
-        assert built.lanes() == 8
-        monkeypatch.setattr(lanes, "library", lambda: built)
-    return lanes.library()
-
-
-@needs_lanes
-@pytest.mark.parametrize(("maps", "kernels", "size"), [(1, 6, 32), (6, 16, 14)], ids=["C1", "C3"])
-def test_convolution_and_gradients_are_pytorchs_for_any_number_of_threads(
-    library: Any, maps: int, kernels: int, size: int
-) -> None:
-    torch.manual_seed(0)
-    width = library.lanes()
-    x = torch.randn(3, maps, size, size, width, requires_grad=maps > 1)
-    weight, bias = torch.randn(kernels, maps, 5, 5, requires_grad=True), torch.randn(kernels, requires_grad=True)
-    leaves = [tensor for tensor in (x, weight, bias) if tensor.requires_grad]
-    side_by_side = F.conv2d(x.permute(0, 4, 1, 2, 3).flatten(0, 1), weight, bias)
-    expected = side_by_side.unflatten(0, (3, width)).permute(0, 2, 3, 4, 1)
-    gradient = torch.randn(expected.shape)
-    results = []
-    threads = torch.get_num_threads()
-    for count in (1, 2):
-        torch.set_num_threads(count)
-        found = lanes.correlate(x, weight, bias)
-        results.append([found, *torch.autograd.grad(found, leaves, gradient)])
-    torch.set_num_threads(threads)
-    for one, other, right in zip(*results, [expected, *torch.autograd.grad(expected, leaves, gradient)], strict=True):
-        assert relative(one, right) < 1e-5
-        assert torch.equal(one, other)
-
-
-@needs_lanes
-def test_tensors_that_the_compiled_code_would_misread_are_refused() -> None:
-    weight, bias = torch.zeros(6, 1, 5, 5), torch.zeros(6)
-    for maps in (torch.zeros(1, 1, 32, 32, 3), torch.zeros(1, 1, 32, 32, lanes.library().lanes(), dtype=torch.double)):  # type: ignore[union-attr]
-        with pytest.raises(TypeError, match="float32 and"):
-            lanes.correlate(maps, weight, bias)
-
-
-@needs_lanes
-@pytest.mark.parametrize("in_lanes", [True, False])
-def test_an_engine_trains_in_lanes_when_it_is_chosen_so(
-    monkeypatch: pytest.MonkeyPatch, model_params: Callable[..., ModelParams], train_params: Callable[..., TrainParams],
-    random_split: Callable[[int, int], Split], in_lanes: bool,
+@pytest.mark.usefixtures("width")
+@pytest.mark.parametrize("size", BATCHES)
+@pytest.mark.parametrize("changes", COMBINATIONS, ids=str)
+def test_loss_hits_and_gradients_are_no_further_from_float64_than_pytorchs(
+    model_params: ModelParamsOf, train_params: TrainParamsOf, random_split: RandomSplit,
+    changes: dict[str, Any], size: int,
 ) -> None:  # fmt: skip
-    calls = []
-    monkeypatch.setattr(lanes, "convolve", lambda *tensors, real=lanes.convolve: calls.append(0) or real(*tensors))
-    model, data, params = LeNet5(model_params()), random_split(10, 0), train_params(batch_size=5)
-    splits = Splits(data, data, None, data)
-    choice = EngineChoice("eager", False, in_lanes, "")
-    engine = Engine(choice, model, make_optimizer(model.parameters(), params), splits, params)
-    engine.train_epoch(draw_plan(10, params.augmentation, torch.Generator()), [0.1] * 2)
-    assert len(calls) == (4 if in_lanes else 0)  # two steps, C1 and C3
+    torch.manual_seed(0)
+    model, data = LeNet5(model_params(**changes)), random_split(250, 1)
+    moved = train_params(batch_size=size, label_smoothing=0.1, augmentation={"horizontal_flip": True, "shift": 3})
+    order, flips, shifts = batch_of(size, len(data))
+    images, labels = augment(data.images[order], flips, shifts)[:, None], data.labels[order]
 
+    def by_pytorch(dtype: torch.dtype) -> tuple[Tensor, Tensor, list[Tensor]]:
+        net = deepcopy(model).to(dtype)
+        logits = net(images.to(dtype) / 255)
+        loss = F.cross_entropy(logits, labels, label_smoothing=0.1)
+        return loss, (logits.argmax(1) == labels).sum(), list(torch.autograd.grad(loss, net.parameters()))
 
-def test_a_compiler_that_fails_leaves_the_convolutions_to_pytorch(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, train_params: Callable[..., TrainParams],
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    refuses = tmp_path / "refuses"
-    refuses.write_text("#!/bin/sh\necho no such flag >&2; exit 1\n")
-    refuses.chmod(0o755)
-    monkeypatch.setattr(lanes, "library", lanes.library.__wrapped__)
-    none, cut_short = tmp_path / "none", tmp_path / "cut"
-    cut_short.write_text("#!/bin/sh\nexit 0\n")
-    cut_short.chmod(0o755)
-    for compiler, error, said in (
-        (refuses, subprocess.CalledProcessError, "refuses failed: no such flag\n"),
-        (cut_short, OSError, "cannot open shared object file"),
-        (none, FileNotFoundError, ""),
+    loss, correct = native(model, data, moved).gradients(order, flips, shifts)
+    exact, hits, gradients = by_pytorch(torch.float64)
+    assert abs(loss - exact) < 1e-6 * exact
+    assert correct == hits
+    for (name, weight), right, usual in zip(
+        model.named_parameters(), gradients, by_pytorch(torch.float32)[2], strict=True
     ):
-        monkeypatch.setenv("CXX", str(compiler))
-        with pytest.raises(error):
-            build(lanes.SOURCE)
-        choice = choose_engine(train_params(engine="eager"), 100, torch.device("cpu"))
-        assert not choice.in_lanes
-        assert choice.title == "eager"
-        err = capsys.readouterr().err
-        assert said in err
-        assert err.count("\n") == bool(said)
+        assert relative(weight.grad, right) < max(2e-6, relative(usual, right)), name  # type: ignore[arg-type]
 
 
-@needs_lanes
-def test_only_fp32_on_a_cpu_is_laid_out_in_lanes(train_params: Callable[..., TrainParams]) -> None:
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert choose_engine(train_params(engine="eager"), 100, cpu).in_lanes
-    assert not choose_engine(train_params(engine="eager", precision="bf16"), 100, cpu).in_lanes
-    assert not choose_engine(train_params(engine="eager"), 100, cuda).in_lanes
+def test_dropout_draws_the_numbers_that_pytorch_draws(
+    model_params: ModelParamsOf, train_params: TrainParamsOf, random_split: RandomSplit
+) -> None:
+    torch.manual_seed(0)
+    model, data = LeNet5(model_params(activation="tanh", dropout=0.3)), random_split(30, 1)
+    batch = batch_of(21, len(data))
+    random = torch.get_rng_state()
+    loss, _ = native(model, data, train_params(batch_size=21)).gradients(*batch)
+    torch.set_rng_state(random)
+    expected = F.cross_entropy(model(data.images[batch[0]][:, None] / 255), data.labels[batch[0]])
+    gradients = torch.autograd.grad(expected, list(model.parameters()))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    for weight, right in zip(model.parameters(), gradients, strict=True):
+        assert relative(weight.grad, right) < 1e-5  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("changes", COMBINATIONS, ids=str)
+def test_measuring_agrees_with_evaluation(
+    model_params: ModelParamsOf, train_params: TrainParamsOf, random_split: RandomSplit, changes: dict[str, Any]
+) -> None:
+    torch.manual_seed(0)
+    model, data = LeNet5(model_params(dropout=0.5, **changes)), random_split(133, 1)
+    with torch.inference_mode():
+        logits = deepcopy(model).eval().double()(data.images[:, None].double() / 255)
+    for loss, correct in native(model, data, train_params()).counts().tolist():
+        assert loss == pytest.approx(F.cross_entropy(logits, data.labels).item(), rel=1e-6)
+        assert correct == (logits.argmax(1) == data.labels).sum()
+
+
+@pytest.fixture
+def _threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("optimizer", [{"optimizer": "sgd", "momentum": 0.9}, {"optimizer": "adamw", "lr": 0.002}])
+def test_a_training_is_the_same_to_the_last_bit_on_any_number_of_threads(
+    model_params: ModelParamsOf, train_params: TrainParamsOf, random_split: RandomSplit, optimizer: dict[str, Any]
+) -> None:
+    data = random_split(500, 1)
+    params = train_params(
+        batch_size=150, weight_decay=0.01, augmentation={"horizontal_flip": True, "shift": 2}, **optimizer
+    )
+    trained = []
+    for threads in (1, 2, 4):
+        torch.set_num_threads(threads)
+        torch.manual_seed(0)
+        model = LeNet5(model_params(dropout=0.2))
+        splits = Splits(data, data, None, data)
+        engine = Engine(LANES, model, make_optimizer(model.parameters(), params), splits, params)
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(3):
+            losses = engine.train_epoch(draw_plan(500, params.augmentation, generator), [0.01] * 4).losses
+        trained.append([losses, torch.tensor(list(engine.measure()["test"].__dict__.values())), *model.parameters()])
+    for other in trained[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(trained[0], other, strict=True))
+
+
+# Units in the last place of the result where that is not tiny, and else an error of 1e-38.
+@pytest.mark.usefixtures("width")
+@pytest.mark.parametrize(("activation", "bound"), [("sigmoid", 4), ("tanh", 4), ("relu", 0)])
+def test_activations_are_exact_to_a_few_units_in_the_last_place_over_all_of_float32(
+    model_params: ModelParamsOf, activation: str, bound: float
+) -> None:
+    exact: dict[str, Callable[[Any], Any]] = {
+        "sigmoid": lambda x: np.exp(-np.logaddexp(0, -x)), "tanh": np.tanh, "relu": lambda x: np.maximum(x, 0)
+    }  # fmt: skip
+    built = lanes.library(model_params(activation=activation))
+    bits = np.arange(0, 2**32, 1009, dtype=np.uint64)[: -(2**32 // 1009 % 16) or None].astype(np.uint32)
+    x = bits[: len(bits) // 16 * 16].view(np.float32)
+    y = np.empty_like(x)
+    built.activation(x.ctypes.data_as(ctypes.c_void_p), y.ctypes.data_as(ctypes.c_void_p), ctypes.c_int64(len(x)))
+    assert np.isnan(y[np.isnan(x)]).all()
+    finite = np.isfinite(x)
+    with np.errstate(over="ignore"):
+        right = exact[activation](x[finite].astype(np.float64))
+    units = np.abs(y[finite] - right) / np.maximum(np.spacing(np.abs(right).astype(np.float32)), 1e-37)
+    assert units.max() <= bound
+
+
+def test_nan_in_the_weights_is_nan_in_the_loss(
+    model_params: ModelParamsOf, train_params: TrainParamsOf, random_split: RandomSplit
+) -> None:
+    data = random_split(20, 1)
+    for activation in ("sigmoid", "tanh", "relu"):
+        for name in ("c1", "c3", "c5", "f6", "output"):
+            model = LeNet5(model_params(activation=activation))
+            with torch.no_grad():
+                getattr(model, name).bias[0] = torch.nan
+            loss, _ = native(model, data, train_params(batch_size=20)).gradients(*batch_of(20, 20))
+            assert loss.isnan(), (activation, name)
+
+
+def test_weights_that_the_compiled_code_would_misread_are_refused(
+    model_params: ModelParamsOf, train_params: TrainParamsOf, random_split: RandomSplit
+) -> None:
+    for changed in (LeNet5(model_params()).double(), LeNet5(model_params()).to(memory_format=torch.channels_last)):
+        with pytest.raises(TypeError, match="contiguous float32"):
+            native(changed, random_split(20, 1), train_params())
+
+
+def test_auto_takes_lanes_on_a_cpu_in_fp32_and_says_why_where_it_does_not(
+    model_params: ModelParamsOf, train_params: TrainParamsOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert choose_engine(model_params(), train_params(engine="auto"), 100, CPU).name == "lanes"
+    assert choose_engine(model_params(), train_params(engine="lanes"), 100, CPU).name == "lanes"
+    assert choose_engine(model_params(), train_params(engine="eager"), 100, CPU).name == "eager"
+    rounded = choose_engine(model_params(), train_params(engine="auto", precision="bf16"), 100, CPU)
+    assert (rounded.name, "train.precision is bf16" in rounded.reason) == ("eager", True)
+    with pytest.raises(UserError, match=r"train\.engine: lanes cannot be had, train\.precision is bf16"):
+        choose_engine(model_params(), train_params(engine="lanes", precision="bf16"), 100, CPU)
+    monkeypatch.setattr(lanes.sys, "platform", "win32")
+    assert "for Linux" in choose_engine(model_params(), train_params(engine="auto"), 100, CPU).reason
+
+
+def test_a_compiler_that_fails_leaves_the_steps_to_pytorch_and_the_reason_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model_params: ModelParamsOf, train_params: TrainParamsOf
+) -> None:
+    monkeypatch.setattr(compiler, "_PATIENCE", 1)
+    other_cpus = 'for word; do [ "$last" = -o ] && echo ELF of another CPU > "$word"; last=$word; done; exit 0'
+    for name, text, reason in (
+        ("refuses", "echo no such flag >&2; exit 1", "refuses failed: no such flag"),
+        ("dies", "kill -9 $$", "dies failed: exit status -9"),
+        ("hangs", "sleep 30", "hangs did not answer within 1 s"),
+        ("silent", "exit 0", "silent made nothing that can be used"),
+        ("cross", other_cpus, "cross made nothing that can be used"),
+    ):
+        monkeypatch.setenv("CXX", str(script(tmp_path / name, text)))
+        choice = choose_engine(model_params(), train_params(engine="auto"), 100, CPU)
+        assert choice.name == "eager"
+        assert reason in choice.reason
+        assert "\n" not in choice.reason
+    monkeypatch.setenv("CXX", str(tmp_path / "none"))
+    assert "none is not installed" in choose_engine(model_params(), train_params(engine="auto"), 100, CPU).reason
+
+
+def test_a_library_is_compiled_once_and_anew_when_anything_about_it_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = tmp_path / "calls"
+    monkeypatch.setenv("CXX", str(script(tmp_path / "counting", f'echo "$@" >> {calls}\nexec g++ "$@"')))
+    source, folder = tmp_path / "source/lanes.cpp", tmp_path / "kept"
+    shutil.copytree(lanes.SOURCE.parent, source.parent)
+    macros = {"ACTIVATION": "relu", "POOLING": "max"}
+
+    def compiled() -> int:
+        before = calls.read_text().count(" -o ") if calls.exists() else 0
+        assert build(source, macros, folder).lanes() in (8, 16)
+        return calls.read_text().count(" -o ") - before
+
+    assert [compiled(), compiled()] == [1, 0]
+    (library,) = folder.glob("*.so")
+    content = library.read_bytes()
+    for damaged in (content[:1000], content[:5000] + b"\0" + content[5001:], b""):
+        replaced = tmp_path / "damaged"  # a file that is loaded must not be written to
+        replaced.write_bytes(damaged)
+        replaced.replace(library)
+        assert [compiled(), compiled()] == [1, 0]
+        assert library.read_bytes()[:4] == b"\x7fELF"
+    macros["POOLING"] = "avg"
+    assert [compiled(), compiled()] == [1, 0]
+    (source.parent / "vectors.hpp").write_text((source.parent / "vectors.hpp").read_text() + "// changed\n")
+    assert [compiled(), compiled()] == [1, 0]
+    monkeypatch.setattr(compiler, "_cpu", lambda: "another, whose folder was copied")
+    assert [compiled(), compiled()] == [1, 0]
+
+
+def test_a_folder_that_cannot_be_written_to_is_a_reason_and_no_crash(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(BuildError, match=r"made nothing that can be used: .*file"):
+        build(lanes.SOURCE, {"ACTIVATION": "relu", "POOLING": "max"}, tmp_path / "file/libraries")
+
+
+def test_four_processes_that_need_the_same_library_compile_it_once(tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+    counting = script(tmp_path / "counting", f'echo "$@" >> {calls}\nexec g++ "$@"')
+    code = (
+        "import sys; from pathlib import Path; from lenet5.training import lanes, compiler;"
+        "compiler.build(lanes.SOURCE, {'ACTIVATION': 'relu', 'POOLING': 'max'}, Path(sys.argv[1]))"
+    )
+    command = ["python", "-c", code, str(tmp_path / "kept")]
+    processes = [subprocess.Popen(command, env=os.environ | {"CXX": str(counting)}) for _ in range(4)]
+    assert [process.wait(120) for process in processes] == [0] * 4
+    assert calls.read_text().count(" -o ") == 1

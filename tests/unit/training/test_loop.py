@@ -1,21 +1,23 @@
 import io
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from lenet5 import engine as engine_module
-from lenet5.datasets import Split, Splits
-from lenet5.engine import choose_engine
+from lenet5.data.datasets import Split, Splits
 from lenet5.errors import UserError
-from lenet5.evaluation import Measure, count, measure
 from lenet5.params import ModelParams, TrainParams
-from lenet5.recipe import learning_rates
-from lenet5.training import Training, make_model
+from lenet5.results.evaluation import Measure, count, measure
+from lenet5.training import engine as engine_module
+from lenet5.training.engine import choose_engine
+from lenet5.training.loop import Training, make_model
+from lenet5.training.recipe import learning_rates
 
 CPU = torch.device("cpu")
 OVERFITTING = {"epochs": 8, "lr": 0.05, "momentum": 0.9}
@@ -27,7 +29,7 @@ Start = Callable[..., Training]
 def start(model_params: Callable[..., ModelParams], train_params: Callable[..., TrainParams], splits: Splits) -> Start:
     def begin(images: Splits = splits, model: dict[str, Any] | None = None, **changes: Any) -> Training:
         params = train_params(**changes)
-        engine = choose_engine(params, len(images.train), CPU)
+        engine = choose_engine(model_params(), params, len(images.train), CPU)
         return Training(make_model(model_params(**(model or {})), params.seed, CPU), images, params, engine)
 
     return begin
@@ -50,6 +52,14 @@ def copied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 def loaded(training: Training, weights: dict[str, Tensor]) -> Any:
     training._model.load_state_dict(weights)
     return training._model
+
+
+def test_test_images_change_nothing_but_what_is_told_of_them(start: Start, splits: Splits) -> None:
+    changes = {"model": {"dropout": 0.3}, **OVERFITTING}
+    with_test = finish(seen := start(**changes))
+    without = finish(unseen := start(replace(splits, test=None), **changes))  # now: dropout draws from one stream
+    assert same(with_test, without)
+    assert unseen.rows == [replace(row, test_loss=None, test_accuracy=None) for row in seen.rows]
 
 
 def test_best_validation_keeps_the_weights_of_the_epoch_with_the_lowest_validation_loss(
@@ -249,3 +259,24 @@ def test_a_training_taken_up_again_ends_as_if_it_had_never_stopped(
     assert resumed.chosen_epoch == whole.chosen_epoch
     assert same(resumed.weights, whole.weights)
     assert same(resumed._model.state_dict(), whole._model.state_dict())
+
+
+@pytest.mark.parametrize("engine", ["eager", "auto"])
+def test_a_training_interrupted_on_one_thread_goes_on_where_there_are_more(
+    start: Start, engine: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    whole = start(engine=engine)
+    state: dict[str, Any] = {}
+    for row in whole.epochs():
+        if row.epoch == 1:
+            state = deepcopy(whole.state_dict())
+    torch.set_num_threads(2)
+    resumed = start(engine=engine)
+    resumed.load_state_dict(state)
+    weights = finish(resumed)
+    torch.set_num_threads(threads)
+    assert all(torch.equal(weights[name], whole.weights[name]) for name in weights)
+    assert resumed.rows == whole.rows

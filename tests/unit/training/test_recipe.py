@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
-from lenet5.model import LeNet5
+from lenet5.network.lenet5 import LeNet5
 from lenet5.params import AugmentationParams, ModelParams, TrainParams
-from lenet5.recipe import augment, draw_plan, learning_rates, make_optimizer
+from lenet5.training.recipe import augment, draw_plan, learning_rates, make_optimizer
 
 TrainParamsOf = Callable[..., TrainParams]
 SCHEDULERS: dict[str, Callable[[torch.optim.Optimizer, int], LRScheduler]] = {

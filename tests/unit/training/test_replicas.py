@@ -4,15 +4,17 @@ from typing import Any
 import pytest
 import torch
 
-from lenet5.datasets import Splits
-from lenet5.engine import EngineChoice
+import run
+from lenet5.data.datasets import Splits
 from lenet5.errors import UserError
-from lenet5.params import ModelParams, TrainParams
-from lenet5.replicas import train_replicas
-from lenet5.training import Training, make_model
+from lenet5.params import ModelParams, Params, TrainParams
+from lenet5.training.engine import EngineChoice
+from lenet5.training.loop import Training, make_model
+from lenet5.training.replicas import train_replicas
+from tests.replica_clock import let_replicas_take
 
 CPU = torch.device("cpu")
-EAGER = EngineChoice("eager", False, False, "")
+EAGER = EngineChoice("eager", False, "")
 SEEDS = [3, 4, 9]
 
 
@@ -59,3 +61,11 @@ def test_a_replica_that_diverges_is_told(
 ) -> None:
     with pytest.raises(UserError, match="the loss became"):
         train_replicas(model_params(), splits, train_params(lr=1e30), SEEDS, EAGER)
+
+
+def test_the_bench_times_a_replicas_epoch_without_the_first_which_compiles(
+    monkeypatch: pytest.MonkeyPatch, params: Params, splits: Splits
+) -> None:
+    let_replicas_take(0.25, run, monkeypatch)
+    monkeypatch.setattr(run, "choose_engine", lambda *_: EAGER)
+    assert run.replica_seconds(params, splits, CPU) == pytest.approx(0.25)

@@ -1,0 +1,88 @@
+import re
+import shlex
+
+import pytest
+
+from lenet5.commands import cli
+
+# In the order in which a person meets them.
+WORDS = [
+    "recipe",
+    "predict",
+    "serve",
+    "compare",
+    "champion",
+    "seeds",
+    "sweep",
+    "cluster",
+    "reproduce",
+    "record",
+    "doctor",
+]
+
+
+@pytest.fixture(autouse=True)
+def _usual_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def status(*words: str) -> object:
+    with pytest.raises(SystemExit) as end:
+        cli.main(words)
+    return end.value.code
+
+
+def test_help_lists_the_words_in_order_with_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status("--help") == 0
+    lines = re.findall(r"^    (\w+) +\S.*$", capsys.readouterr().out, re.MULTILINE)
+    assert lines == WORDS
+
+
+OF_TWO = [
+    "sweep run",
+    "sweep show",
+    "sweep confirm",
+    "sweep recipe",
+    "cluster head",
+    "cluster join",
+    "cluster stop",
+    "record verify",
+    "record pack",
+    "record take",
+]
+
+
+@pytest.mark.parametrize("word", [*(word for word in WORDS if word not in ("sweep", "cluster", "record")), *OF_TWO])
+def test_every_word_has_an_example_that_can_be_typed(
+    word: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, f"_{word.replace(' ', '_')}", lambda _: 7)
+    assert status(*word.split(), "--help") == 0
+    _, _, example = " ".join(capsys.readouterr().out.split()).partition("Example: ")
+    program, *words = shlex.split(example)
+    assert f"{program} {' '.join(words)} ".startswith(f"lenet5 {word} ")
+    assert status(*words) == 7  # it was understood, and done
+
+
+@pytest.mark.parametrize(
+    ("words", "fault", "advice"),
+    [
+        ("", "required: COMMAND", "lenet5 --help"),
+        ("predikt boot.png", "'predikt'", "lenet5 --help"),
+        ("predict", "required: IMAGE", "lenet5 predict --help"),
+        ("serve --port many", "'many'", "lenet5 serve --help"),
+        ("compare champion --page", "--page", "lenet5 --help"),
+        ("champion 2 --back", "two changes", "lenet5 champion --help"),
+        ("champion --reason because", "of a change", "lenet5 champion --help"),
+        ("doctor --quickly", "--quickly", "lenet5 --help"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line_that_names_it_and_the_help(
+    words: str, fault: str, advice: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status(*words.split()) == 1
+    said = capsys.readouterr()
+    (line,) = said.err.splitlines()
+    assert said.out == ""
+    assert fault in line
+    assert f"`{advice}`" in line

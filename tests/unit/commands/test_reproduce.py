@@ -1,0 +1,99 @@
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lenet5.commands import reproduce
+from lenet5.errors import UserError
+from lenet5.record.lineage import read_code
+from lenet5.record.reading import Recorded
+
+GIT = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"} | {
+    f"GIT_{who}_{what}": "a.person@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
+}
+
+
+def git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture(params=[".", "teams/größer als 1"])
+def workspace(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory: a pipeline that is a repository, or lies in a folder of one."""
+    for name, value in GIT.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    folder: Path = tmp_path / "repository" / request.param
+    (folder / "src").mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    for name in ("params.yaml", "src/code.py"):
+        (folder / name).write_text("first\n")
+    git("init", "--quiet", str(tmp_path / "repository"))
+    git("add", "--all")
+    git("commit", "--quiet", "--message", "first")
+    return folder
+
+
+@pytest.fixture
+def recorded(workspace: Path, tmp_path: Path) -> Callable[..., Recorded]:
+    """The result of code and params as they are now."""
+
+    def record(**other: str) -> Recorded:
+        code = read_code()
+        changes, params = tmp_path / "changes.diff", tmp_path / "params.yaml"
+        changes.write_text(other.get("diff", f"{code.diff}\n"))
+        params.write_bytes((workspace / "params.yaml").read_bytes())
+        diff = changes if changes.read_text().strip() else None
+        return Recorded("0" * 32, "a-run", other.get("commit", code.commit), params, diff, {}, "")
+
+    return record
+
+
+def nothing_is_left(tmp_path: Path) -> bool:
+    return len(git("worktree", "list").splitlines()) == 1 and not list((tmp_path / "temporary").iterdir())
+
+
+def test_code_and_params_of_a_run_are_there_again_and_nothing_is_left_of_them(
+    workspace: Path, recorded: Callable[..., Recorded], tmp_path: Path
+) -> None:
+    changes = {"params.yaml": "second\n", "src/code.py": "second\n", "src/new.py": "new\n"}
+    for name, content in changes.items():
+        (workspace / name).write_text(content)
+    run = recorded()
+    git("stash", "--include-untracked")
+    with reproduce.restored(run) as restored:
+        assert restored != workspace
+        assert {name: (restored / name).read_text() for name in changes} == changes
+    assert (workspace / "src/code.py").read_text() == "first\n"
+    assert nothing_is_left(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"commit": ""}, "recorded without git"),
+        ({"commit": "0" * 40}, "is not in this repository"),
+        ({"diff": "no diff\n"}, "do not apply"),
+    ],
+)
+def test_a_run_that_cannot_be_restored_is_told_and_nothing_is_left(
+    recorded: Callable[..., Recorded], tmp_path: Path, other: dict[str, str], said: str
+) -> None:
+    run = recorded(**other)
+    with pytest.raises(UserError, match=said), reproduce.restored(run):
+        pass
+    assert nothing_is_left(tmp_path)
+
+
+def test_a_pipeline_that_was_not_there_yet_is_told(
+    workspace: Path, recorded: Callable[..., Recorded], tmp_path: Path
+) -> None:
+    git("rm", "--quiet", "params.yaml")
+    git("commit", "--quiet", "--message", "without")
+    (workspace / "params.yaml").write_text("later\n")
+    with pytest.raises(UserError, match="holds no pipeline"), reproduce.restored(recorded()):
+        pass
+    assert nothing_is_left(tmp_path)

@@ -1,0 +1,79 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from lenet5.commands.cluster import refuse_share
+from lenet5.commands.seeds_display import SeedsDisplay
+from lenet5.commands.seeds_journal import Replica, journal
+from lenet5.errors import UserError
+from lenet5.results.history import EpochRow
+
+KEY = "k" * 64
+
+
+def row(epoch: int, **changes: Any) -> EpochRow:
+    names = ("running", "train", "validation", "test", "gap")
+    values = {f"{name}_{kind}": 0.1 + epoch / 7 for name in names for kind in ("loss", "accuracy")}
+    return EpochRow(epoch=epoch, learning_rate=1 / 3, **(values | changes))
+
+
+FIRST = Replica(3, [row(1), row(2)], {"test_accuracy": 2 / 3})
+SECOND = Replica(4, [row(1, validation_loss=None)], {"test_accuracy": 1 / 7})
+
+
+def test_what_has_finished_is_read_back_digit_for_digit(tmp_path: Path) -> None:
+    with journal(tmp_path, KEY) as kept:
+        assert kept.read() == {}
+        kept.add(FIRST)
+        kept.add(SECOND)
+    with journal(tmp_path, KEY) as kept:
+        assert kept.read() == {3: FIRST, 4: SECOND}
+    with journal(tmp_path, "another" * 8) as kept:
+        assert kept.read() == {}
+
+
+def test_a_line_that_was_cut_or_damaged_costs_its_own_seed_alone(tmp_path: Path) -> None:
+    with journal(tmp_path, KEY) as kept:
+        kept.add(FIRST)
+        kept.add(SECOND)
+        (path,) = tmp_path.glob("*.jsonl")
+        whole = path.read_bytes()
+        for cut in range(1, len(whole) - whole.rindex(b"{") + 100, 7):
+            path.write_bytes(whole[:-cut])
+            assert kept.read().get(3) == FIRST
+        kept.add(SECOND)
+        assert kept.read() == {3: FIRST, 4: SECOND}
+        path.write_bytes(b'\xff\x00{"seed": 5}\n[1]\n7\n' + whole)
+        assert kept.read() == {3: FIRST, 4: SECOND}
+
+
+def test_two_at_once_are_refused(tmp_path: Path) -> None:
+    with journal(tmp_path, KEY), pytest.raises(UserError, match="another `lenet5 seeds`"), journal(tmp_path, KEY):
+        pass
+
+
+@pytest.mark.parametrize(("gpus", "on"), [(-0.5, "host"), (1.5, "host"), (float("nan"), "host"), (0.5, None)])
+def test_a_share_of_a_card_that_cannot_be_had_is_refused(gpus: float, on: str | None) -> None:
+    with pytest.raises(UserError, match="--gpus-per-trial"):
+        refuse_share(gpus, on)
+    refuse_share(0.5, "host")
+    refuse_share(0, None)
+
+
+def test_a_terminal_shows_every_seed_those_under_way_first() -> None:
+    console = Console(force_terminal=True, width=90, height=40, record=True)
+    with console.capture(), SeedsDisplay(console, [3, 4, 5, 6], 8) as display:
+        display.finished(3, 8, FIRST.figures)
+        display.epoch(5, row(2, validation_loss=0.625))
+        table = display._table()
+    console.print(table)
+    text = console.export_text()
+    assert "1 of 4 seeds have finished" in text
+    lines = [line.split() for line in text.splitlines() if line.startswith("│")]
+    cells = [[cell for cell in line if cell != "│"] for line in lines]
+    assert [line[0] for line in cells] == ["5", "4", "6", "3"]
+    assert cells[0][1:3] == ["2/8", "0.6250"]
+    assert cells[3][1:] == ["finished", "0.6667"]
+    assert cells[1][1] == "waits"

@@ -1,0 +1,73 @@
+import gzip
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from torchvision.datasets import FashionMNIST
+
+from lenet5.data.fashion_mnist import SHA256
+from lenet5.data.sources import fetch_all
+from lenet5.errors import UserError
+from lenet5.files import digest
+from lenet5.params import DownloadParams
+
+FROM_TORCHVISION = DownloadParams(sources=["torchvision"], local_dir=None, timeout=5)
+NOBODY = "http://127.0.0.1:9/"
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A server with four small files that pass for the published ones."""
+    folder = tmp_path / "mirror"
+    folder.mkdir()
+    for name in SHA256:
+        monkeypatch.setitem(SHA256, name, digest(name.encode()))
+        (folder / f"{name}.gz").write_bytes(gzip.compress(name.encode()))
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+def test_torchvisions_mirrors_are_asked_one_after_the_other_until_one_gives_the_files(
+    mirror: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(FashionMNIST, "mirrors", [NOBODY, mirror, f"{mirror}never-asked/"])
+    refused, taken = fetch_all(tmp_path / "raw", FROM_TORCHVISION, None)
+    assert refused.startswith(NOBODY)
+    assert taken == f"{mirror}: 4 files, verified"
+    assert all((tmp_path / "raw" / name).read_bytes() == name.encode() for name in SHA256)
+
+
+def test_a_mirror_with_other_bytes_is_refused_and_named(
+    mirror: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(FashionMNIST, "mirrors", [mirror])
+    monkeypatch.setitem(SHA256, next(iter(SHA256)), "0" * 64)
+    with pytest.raises(UserError, match=rf"{mirror}: .* is not the published file"):
+        fetch_all(tmp_path / "raw", FROM_TORCHVISION, None)
+
+
+def test_torchvision_has_mirrors_of_the_files_we_name() -> None:
+    assert FashionMNIST.mirrors
+    assert {name.removesuffix(".gz") for name, _ in FashionMNIST.resources} == set(SHA256)
+
+
+@pytest.mark.parametrize("secret", ["sesame", "ses/ame", "s@same?#", "ses%2Fame"])
+def test_no_password_of_a_source_is_shown(tmp_path: Path, mirror: str, secret: str) -> None:
+    source = mirror.replace("http://", f"http://someone:{secret}@")
+    params = DownloadParams(sources=[source], local_dir=None, timeout=5)
+    try:
+        said = " ".join(fetch_all(tmp_path / "raw", params, None))
+    except UserError as error:  # one whose reserved characters are not quoted leads nowhere
+        said = str(error)
+    assert mirror.split("//")[1] in said
+    assert not any(part in said for part in (secret, "someone", "same"))

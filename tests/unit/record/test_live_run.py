@@ -1,0 +1,64 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lenet5.params import Params
+from lenet5.record.lineage import Code
+from lenet5.record.live_run import TrainingRun
+from lenet5.record.result import TRAIN_ACCURACY, Point
+from lenet5.record.store import DESCRIPTION, Store, connect
+
+
+@pytest.fixture
+def quiet(params: Params) -> Params:
+    recorded = params.register_.model_copy(update={"system_metrics": False})
+    stuck = params.train.model_copy(update={"lr": 9.0, "optimizer": "sgd"})
+    return params.model_copy(update={"register_": recorded, "train": stuck})
+
+
+@pytest.fixture
+def store(workspace: Path, quiet: Params) -> Store:
+    (workspace / "params.yaml").write_text("")
+    return connect(quiet)
+
+
+@pytest.fixture
+def training(store: Store, quiet: Params) -> Callable[[], TrainingRun]:
+    """Opens the run of one training, as each of its processes does."""
+    return lambda: TrainingRun(store, "an-attempt", quiet, Code("", "", "", ""), {})
+
+
+def epochs(*accuracies: float, first: int = 1) -> list[Point]:
+    return [Point(TRAIN_ACCURACY, accuracy, epoch, 0) for epoch, accuracy in enumerate(accuracies, start=first)]
+
+
+def description(store: Store, run: TrainingRun) -> str:
+    return str(store.client.get_run(run.run_id).data.tags.get(DESCRIPTION, ""))
+
+
+def test_a_run_says_that_it_is_at_chance_while_that_is_so(store: Store, training: Callable[[], TrainingRun]) -> None:
+    run = training()
+    run.log_points(epochs(0.3, 0.1, 0.1, 0.1, 0.1))
+    assert description(store, run) == ""
+    for _ in range(2):  # the second time as after a call that failed half way
+        run.log_points(epochs(0.1, first=6))
+    said = description(store, run)
+    assert said.startswith(
+        "This training has been at chance since epoch 2, right on one image in ten. Try a smaller `train.lr`: it is 9,"
+    )
+    run.log_points(epochs(0.1, 0.1, first=7))
+    assert description(store, run) == said
+    run.log_points(epochs(0.2, first=9))
+    assert description(store, run) == ""
+
+
+def test_a_training_that_goes_on_at_chance_says_so_at_once(store: Store, training: Callable[[], TrainingRun]) -> None:
+    rows = epochs(0.1, 0.1, 0.1, 0.1, 0.1)
+    training().log_points(rows)  # and killed
+    run = training()
+    assert description(store, run) == ""
+    run.log_points(rows)
+    assert "at chance since epoch 1," in description(store, run)
+    run.fail("interrupted", killed=True)
+    assert description(store, run) == "Training did not end: interrupted"
