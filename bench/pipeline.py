@@ -8,21 +8,25 @@ import sys
 import time
 from pathlib import Path
 
+import torch
 import yaml
 
-from lenet5.checkpoint import EVERY_SECONDS, Checkpoint
-from lenet5.datasets import Splits
-from lenet5.engine import EngineChoice
-from lenet5.fashion_mnist import RAW_DIR
-from lenet5.history import EpochRow
-from lenet5.lineage import Code
-from lenet5.params import Params
-from lenet5.record import epoch_points
-from lenet5.streaming import Stream
-from lenet5.training import Training, make_model
+from lenet5.data.datasets import Splits, load_splits
+from lenet5.data.fashion_mnist import RAW_DIR
+from lenet5.params import DataParams, Params
+from lenet5.record.addresses import sqlite_uri
+from lenet5.record.lineage import Code
+from lenet5.record.result import epoch_points
+from lenet5.record.streaming import Stream
+from lenet5.results.history import EpochRow
+from lenet5.training.checkpoint import EVERY_SECONDS, Checkpoint
+from lenet5.training.engine import Engine, EngineChoice, choose_engine
+from lenet5.training.loop import Training, laid_out, make_model
+from lenet5.training.recipe import draw_plan, make_optimizer
 
 REPOSITORY = Path(__file__).parents[1]
 EPOCHS = 1000
+DIVISION = DataParams(validation_size=5000, train_sample=10_000, split_seed=0)
 NO_CODE = Code("", "", "", "")
 TINY = {"epochs": 1, "engine": "eager", "device": "cpu"}
 
@@ -49,7 +53,7 @@ def measure_pipeline(folder: Path, repetitions: int) -> dict[str, float]:
 def checkpoint_share(params: Params, splits: Splits, folder: Path) -> float:
     """The share of training that checkpoints take when there are 1,000 epochs of history."""
     model = make_model(params.model, 0, splits.train.labels.device)
-    training = Training(model, splits, params.train, EngineChoice("eager", False, False, ""))
+    training = Training(model, splits, params.train, EngineChoice("eager", False, ""))
     training.rows = _rows()
     checkpoint = Checkpoint(folder / "checkpoints", "bench")
     start = time.perf_counter()
@@ -58,16 +62,57 @@ def checkpoint_share(params: Params, splits: Splits, folder: Path) -> float:
     return (time.perf_counter() - start) / 10 / EVERY_SECONDS
 
 
+def readiness(params: Params, splits: Splits, folder: Path) -> dict[str, float]:
+    """Seconds from the data to the end of the first step, where nothing is built yet and where it is."""
+    os.environ["DVC_ROOT"] = str(folder)
+    device = splits.train.labels.device
+    plan = draw_plan(params.train.batch_size, params.train.augmentation, torch.Generator())
+
+    def once() -> float:
+        start = time.perf_counter()
+        choice = choose_engine(params.model, params.train, len(splits.train), device)
+        model = laid_out(make_model(params.model, 0, device), choice)
+        optimizer = make_optimizer(model.parameters(), params.train)
+        Engine(choice, model, optimizer, splits, params.train).train_epoch(plan, [params.train.lr])
+        return time.perf_counter() - start
+
+    first = once()
+    return {
+        "from the data to the first step, the first time": first,
+        "from the data to the first step, later": statistics.median(once() for _ in range(5)),
+    }
+
+
+def measuring_share(params: Params, splits: Splits) -> float:
+    """The share of an epoch's time that measuring the weights on 25,000 images takes: as params.yaml divides them."""
+    divided = load_splits(RAW_DIR, DIVISION, splits.train.labels.device)
+    choice = choose_engine(params.model, params.train, len(splits.train), splits.train.labels.device)
+    model = laid_out(make_model(params.model, 0, splits.train.labels.device), choice)
+    engine = Engine(choice, model, make_optimizer(model.parameters(), params.train), divided, params.train)
+    rates = [params.train.lr] * -(-len(divided.train) // params.train.batch_size)
+    training, measuring = [], []
+    for _ in range(6):
+        plan = draw_plan(len(divided.train), params.train.augmentation, torch.Generator())
+        start = time.perf_counter()
+        engine.train_epoch(plan, rates)
+        middle = time.perf_counter()
+        engine.measure()
+        training.append(middle - start)
+        measuring.append(time.perf_counter() - middle)
+    return statistics.median(measuring[1:]) / (statistics.median(training[1:]) + statistics.median(measuring[1:]))
+
+
 def record_seconds(params: Params, folder: Path, epoch_seconds: float) -> float:
     """Seconds that MLflow takes for the curves of 1,000 epochs, in the calls that training makes: at most one a second.
 
     They are a thread's of its own, beside training.
     """
-    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{(folder / 'bench.db').as_posix()}"
+    os.environ["MLFLOW_TRACKING_URI"] = sqlite_uri(folder / "bench.db")
     os.environ["DVC_ROOT"] = str(folder)
-    from lenet5 import tracking
+    from lenet5.record.live_run import TrainingRun
+    from lenet5.record.store import connect
 
-    run = tracking.TrainingRun(tracking.connect(params), "bench", params, NO_CODE, {})
+    run = TrainingRun(connect(params), "bench", params, NO_CODE, {})
     rows, epochs_a_call = _rows(), max(1, round(1 / epoch_seconds))
     start = time.perf_counter()
     for first in range(0, EPOCHS, epochs_a_call):
@@ -78,10 +123,11 @@ def record_seconds(params: Params, folder: Path, epoch_seconds: float) -> float:
 def away_share(params: Params, seconds: int, port: int) -> float:
     """The share of one core's time that a training gives to a tracking server at ``port`` that does not answer."""
     os.environ["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{port}"
-    from lenet5 import tracking
+    from lenet5.record.live_run import TrainingRun
+    from lenet5.record.store import connect
 
     start = time.process_time()
-    with Stream(lambda: tracking.TrainingRun(tracking.connect(params), "bench", params, NO_CODE, {})) as stream:
+    with Stream(lambda: TrainingRun(connect(params), "bench", params, NO_CODE, {})) as stream:
         for row in _rows()[:seconds]:
             stream.send(epoch_points(row, 1.0))
             time.sleep(1)
@@ -112,7 +158,7 @@ def _environment(folder: Path) -> dict[str, str]:
         "PYTHONPATH": str(folder / "src"),
         "PYTHONUNBUFFERED": "1",
         "FASHION_MNIST_DIR": os.environ.get("FASHION_MNIST_DIR", str(REPOSITORY / RAW_DIR)),
-        "MLFLOW_TRACKING_URI": f"sqlite:///{(folder / 'mlflow.db').as_posix()}",
+        "MLFLOW_TRACKING_URI": sqlite_uri(folder / "mlflow.db"),
     }
 
 
