@@ -2,26 +2,34 @@
 PYTHON ?= python3
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 READY := .venv/.ready
+LOG := .venv/install.log
+# Of what pip says: mistakes, attempts to reach an index, large files, and that unpacking has begun.
+TOLD := ^ERROR.*|^WARNING: Retrying.*|(Downloading|Using cached) .*[0-9]{2}\.[0-9] [MG]B\)|^Installing collected packages
 # DVC runs `python` as it finds it: the virtual environment comes first.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Of `mlflow ui` too; what a person has set stays.
 export MLFLOW_DISABLE_TELEMETRY ?= true
+export ORT_DISABLE_TELEMETRY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help repro test soak bench record ui lint schema lock
+.PHONY: repository help repro test soak cluster bench record ui lint schema lock
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 repro: $(READY) ## run what changed of the whole pipeline: data, kernel check, training, evaluation, export, record
 	dvc repro
+	@python -m lenet5.record.summary
 
 test: $(READY) ## the unit tests, then the real stages and tools on the real data; about ten minutes
-	python -m pytest tests/unit
+	python -m pytest tests/unit tests/gpu
 	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not soak" tests/integration
 
 soak: $(READY) ## more tests: engines that agree, full disks, queues, a server on PostgreSQL, a result reproduced
 	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m soak tests/integration
+
+cluster: $(READY) ## install Ray, with which `lenet5 cluster` lets several machines train
+	python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement requirements-cluster.lock
 
 bench: $(READY) ## training side by side with the tutorial's loop and Lightning; make bench BENCH=--quick tries it
 	python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement bench/requirements.lock
@@ -30,7 +38,12 @@ bench: $(READY) ## training side by side with the tutorial's loop and Lightning;
 record: $(READY) ## bring the MLflow record of the outs in this folder back, whole
 	dvc repro --force --single-item register
 
-ui: $(READY) ## the MLflow UI on http://127.0.0.1:5000
+# What MLflow would say besides hides the link: a line for every request, and that a library it is built on is old.
+ui: export MLFLOW_UVICORN_OPTS ?= --log-level warning
+ui: export MLFLOW_WORKERS ?= 1
+ui: export PYTHONWARNINGS ?= ignore:starlette.middleware.wsgi is deprecated
+ui: $(READY) ## the MLflow UI, and the link to its page of curves
+	@python -m lenet5.record.pages || true
 	mlflow ui
 
 lint: $(READY) ## ruff and mypy
@@ -38,17 +51,37 @@ lint: $(READY) ## ruff and mypy
 	ruff format --check .
 	mypy
 
-schema: $(READY) ## write params.schema.json anew after a change of src/lenet5/params.py
+schema: $(READY) ## write params.schema.json and sweep.schema.json anew after a change of src/lenet5/params.py
 	python -m lenet5.params > params.schema.json
+	python -m lenet5.search.plan > sweep.schema.json
 
 lock: ## pin anew what pyproject.toml asks for (needs uv); what requirements.lock pins stays where it can
 	uv pip compile --quiet --universal --python-version 3.11 --all-extras --generate-hashes --no-header \
 		--no-emit-index-url --output-file requirements.lock pyproject.toml
+	uv pip compile --quiet --universal --python-version 3.11 --group cluster --no-deps --generate-hashes --no-header \
+		--no-emit-index-url --output-file requirements-cluster.lock
 
-# The stamp is written last: an installation that broke off is taken up again.
-$(READY): requirements.lock pyproject.toml
+# DVC and lineage need it. Asked before anything is installed: a ZIP download has none. What git has against one that
+# is there, it says itself.
+repository:
+	@git rev-parse --git-dir >/dev/null 2>&1 || test -e .git || grep -qs no_scm .dvc/config.local || { printf '%s\n' \
+		"No git repository here, which DVC and the record need:" \
+		"    git init && git add --all && git commit --message 'As downloaded'" \
+		"Without git, and then without 'dvc exp run' and without a commit in any record:" \
+		"    printf '[core]\nno_scm = true\n' > .dvc/config.local" >&2; exit 1; }
+
+# The stamp is written last: an installation that broke off is taken up again. Wheels are unpacked beside it: /tmp may
+# be a part of the memory, and too small.
+$(READY): export TMPDIR := $(CURDIR)/.venv/tmp
+$(READY): requirements.lock pyproject.toml | repository
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	rm -rf .venv/tmp && mkdir -p .venv/tmp
 	$(PYTHON) -m venv .venv
-	python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
+	@echo "Installing what requirements.lock pins, some minutes; $(LOG) has every word of it"
+	@(python -m pip install --disable-pip-version-check --progress-bar off --log $(LOG) \
+		--require-hashes --requirement requirements.lock && touch .venv/tmp/installed) 2>&1 \
+		| grep --line-buffered --only-matching --extended-regexp "$(TOLD)"; \
+		test -e .venv/tmp/installed || { echo "The installation failed: $(LOG) says why" >&2; exit 1; }
 	python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	rm -rf .venv/tmp
 	touch $@
