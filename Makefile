@@ -26,7 +26,8 @@ test: $(READY) ## the unit tests, then the real stages and tools on the real dat
 	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not soak" tests/integration
 
 soak: $(READY) ## more tests: engines that agree, full disks, queues, a server on PostgreSQL, a result reproduced
-	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m soak tests/integration
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "soak and not alone" tests/integration
+	python -m pytest -m alone tests/integration
 
 cluster: $(READY) ## install Ray, with which `lenet5 cluster` lets several machines train
 	python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement requirements-cluster.lock

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from pathlib import Path
@@ -348,3 +348,16 @@ def wait_until(condition: Any, seconds: float = 120) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.1)
+
+
+def ctrl_c(process: subprocess.Popen[str]) -> tuple[float, str]:
+    """Press it; the seconds until the command has ended, and what it said besides."""
+    pressed = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)
+    told = process.communicate(timeout=60)[0]
+    return time.monotonic() - pressed, told
+
+
+def least_disturbed(measure: Callable[[], float]) -> float:
+    """Of three times, in seconds, the one that others on this machine have lengthened least."""
+    return min(measure() for _ in range(3))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from .conftest import Project, wait_until, zygote
+from .conftest import Project, least_disturbed, wait_until, zygote
 from .servers import answer, free_port, http_server, mlflow_server
 
 NAME = "lenet5-fashionmnist"
@@ -281,15 +281,20 @@ def test_a_server_that_misses_the_end_of_training_has_one_whole_run_after_regist
 
 
 @pytest.mark.soak
+@pytest.mark.alone
 def test_register_gives_up_soon_on_a_dead_server_and_is_all_that_runs_later(pipeline_copy: Project) -> None:
     pipeline_copy.shrink({"train.epochs": 1})
     dead = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{free_port()}"}
     done = pipeline_copy.run("dvc", "repro", check=False, **dead)
     assert done.returncode != 0
     assert "cannot be reached" in done.stderr
-    start = time.monotonic()
-    assert "start that server" in refusal(pipeline_copy, **dead)
-    assert time.monotonic() - start < 15
+
+    def given_up() -> float:
+        start = time.monotonic()
+        assert "start that server" in refusal(pipeline_copy, **dead)
+        return time.monotonic() - start
+
+    assert least_disturbed(given_up) < 15
     assert pipeline_copy.repro() == ["register"]
     assert pipeline_copy.steps(pipeline_copy.runs()[-1], "loss/test") == [1]
 

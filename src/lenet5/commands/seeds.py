@@ -73,6 +73,7 @@ def seeds(count: int, on: str | None, gpus: float) -> int:
         try:
             finished = _train(params, wanted, engine, kept, record)
         except KeyboardInterrupt:
+            engine.close()  # first: what goes on training holds the rest up
             record.interrupted()
             raise
         spreads = {name: spread([one.figures[name] for one in finished]) for name in finished[0].figures}

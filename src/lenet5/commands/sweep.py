@@ -138,6 +138,7 @@ def _search(
                     tell("RUNNING")
                     told = time.monotonic()
         except BaseException:
+            engine.close()  # first: what goes on training holds the rest up
             tell("KILLED")
             raise
         write_files(study, file, plan, Path(folder))
