@@ -8,7 +8,6 @@ import lenet5  # isort: skip  # noqa: F401 - sets how threads wait, which is rea
 import argparse
 import logging
 import os
-import platform
 import socket
 import statistics
 import subprocess
@@ -17,13 +16,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from lenet5.data.datasets import Splits, load_splits, to_float
@@ -38,8 +34,9 @@ from lenet5.training.loop import Training, make_model
 from lenet5.training.replicas import replica_epochs
 from loops import BATCH, LEARNING_RATE, Epoch, all_loops
 from pipeline import EPOCHS, away_share, checkpoint_share, measure_pipeline, measuring_share, readiness, record_seconds
+from report import RESULTS, machine, page, print_tables
 
-RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "torchvision", "pytorch-lightning", "dvc", "mlflow")
 REPLICAS = 32
 NOBODY = 9  # the port of the discard service, which is off everywhere
 
@@ -99,7 +96,7 @@ def measure_training(params: Params, splits: Splits, device: torch.device, repet
         shared = alternate(loops, device, min(repetitions, 2))
     tutorial = statistics.median(times["tutorial"])
     figures: dict[str, Any] = {
-        "machine": machine(device),
+        "machine": machine(device, PACKAGES),
         "gflop_per_epoch": gflop,
         "matmul_gflops": rate,
         "loops": {
@@ -188,23 +185,6 @@ def replica_seconds(params: Params, splits: Splits, device: torch.device, measur
     return timed(lambda: list(epochs), device) / measured / REPLICAS
 
 
-def machine(device: torch.device) -> dict[str, str]:
-    cpu = [line for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")]
-    return {
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
-        "cpu": cpu[0].partition(": ")[2] if cpu else platform.processor(),
-        "cores": str(os.cpu_count()),
-        "threads": str(torch.get_num_threads()),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "torchvision", "pytorch-lightning", "dvc", "mlflow")},
-    }
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-
-
 def show(figures: dict[str, Any], kind: str) -> None:
     """Print the tables; keep them as JSON and Markdown."""
     training = [
@@ -232,24 +212,14 @@ def show(figures: dict[str, Any], kind: str) -> None:
     if "seconds_of_1000_epochs" in figures:
         around.append(("1,000 epochs, measured after each", f"{figures['seconds_of_1000_epochs']:.2f} s"))
         around.append((f"an epoch of one of {REPLICAS} replicas", f"{figures['ms_a_replica_epoch']:.2f} ms"))
-    console = Console()
-    for rows in (training, around):
-        table = Table(*rows[0])
-        for row in rows[1:]:
-            table.add_row(*row)
-        console.print(table)
+    tables = [training, around]
+    print_tables(tables)
     floor = f"{figures['gflop_per_epoch']:.0f} GFLOP an epoch, {figures['matmul_gflops']:,.0f} GFLOP/s measured"
-    console.print(floor)
-    facts = "\n".join(f"- {name}: {value}" for name, value in figures["machine"].items())
-    content = f"# Bench: {kind}\n\n{facts}\n- {floor}\n\n{markdown(training)}\n\n{markdown(around)}\n"
-    write_bytes(RESULTS / f"{kind}.md", content.encode())
+    print(floor)
+    facts = figures["machine"] | {"arithmetic": floor}
+    write_bytes(RESULTS / f"{kind}.md", page(kind, facts, tables).encode())
     write_json(RESULTS / f"{kind}.json", figures)
-    console.print(f"written to {RESULTS / kind}.md and .json")
-
-
-def markdown(rows: list[tuple[str, ...]]) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
+    print(f"written to {RESULTS / kind}.md and .json")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,6 +18,7 @@ from playwright.sync_api import Browser, Page, Request, expect
 
 from .conftest import SCREENSHOTS, Project, wait_until, zygote
 from .servers import answers, free_port
+from .test_sweep import run, write
 
 NAME = "lenet5-fashionmnist"
 CURVES_OF_THE_LATEST = "workflowType=machine_learning&viewStateShareKey=curves&compareRunsMode=CHART"
@@ -30,11 +32,18 @@ def ui(finished: Project) -> Iterator[str]:
     finished.edit({"export.opset": 21})
     finished.stage("export")
     finished.stage("register")
-    port = finished.env["MLFLOW_PORT"] = str(free_port())
+    with ui_of(finished) as address:
+        yield address
+
+
+@contextmanager
+def ui_of(project: Project) -> Iterator[str]:
+    """`make ui` there."""
+    port = project.env["MLFLOW_PORT"] = str(free_port())
     command = ("make", "--old-file", ".venv/.ready", "ui")  # or it would install
-    with ui_log(finished).open("w") as output, finished.started(*command, output=output) as process:
+    with ui_log(project).open("w") as output, project.started(*command, output=output) as process:
         wait_until(lambda: answers(f"http://127.0.0.1:{port}/health") or process.poll() is not None)
-        assert process.poll() is None, ui_log(finished).read_text()
+        assert process.poll() is None, ui_log(project).read_text()
         yield f"http://127.0.0.1:{port}/#"
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -187,3 +196,20 @@ def test_the_curves_of_a_running_training_grow(ui: str, page: Page, finished: Pr
     finally:
         os.kill(training, signal.SIGINT)
         zygote().wait(training)
+
+
+def test_the_run_of_a_sweep_shows_its_best_trials_and_its_pictures(page: Page, pipeline_copy: Project) -> None:
+    pipeline_copy.shrink({})
+    write(pipeline_copy, {})
+    run(pipeline_copy, check=True)
+    (parent,) = [one for one in pipeline_copy.runs() if "sweep" in one.data.tags]
+    with ui_of(pipeline_copy) as address:
+        of_parent = f"{address}{experiment(pipeline_copy)}/runs/{parent.info.run_id}"
+        page.goto(f"{of_parent}/artifacts/slices.png")
+        expect(page.locator("img[src*='slices.png'], img[src^='blob:']").first).to_be_visible()
+        page.goto(of_parent)
+        expect(page.get_by_role("heading", name=parent.info.run_name)).to_be_visible()
+        expect(page.get_by_text("lenet5 sweep run sweeps/tiny.yaml").first).to_be_visible()
+        for column in ("trial", "validation loss"):
+            expect(page.get_by_role("columnheader", name=column, exact=True)).to_be_visible()
+        page.wait_for_timeout(1000)

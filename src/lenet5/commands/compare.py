@@ -32,7 +32,7 @@ from lenet5.errors import UserError
 from lenet5.files import read_json, write_bytes
 from lenet5.outs import EVALUATION, HISTORY, PREDICTIONS
 from lenet5.params import Params, flat_params, load_params
-from lenet5.record.promotion import discordant, mcnemar
+from lenet5.record.promotion import discordant, mcnemar, told_p
 from lenet5.record.result import RECORDED, Measured, read_predictions
 from lenet5.results.history import read_history
 from lenet5.workspace import LOCK_FILE, PARAMS_FILE
@@ -160,7 +160,7 @@ def judge(first: Measured, second: Measured, alpha: float) -> Verdict:
         conclusion = f"{better} is better, by more than luck" if p_value <= alpha else "The difference may well be luck"
     text = (
         f"{conclusion}: of {len(first.predictions):,} test images {first_only:,} are right only with {FIRST}, "
-        f"{second_only:,} only with {SECOND} (McNemar's exact test, p = {p_value:.2g}, register.alpha {alpha:g})."
+        f"{second_only:,} only with {SECOND} (McNemar's exact test, {told_p(p_value)}, register.alpha {alpha:g})."
     )
     return Verdict(first_only, second_only, p_value, text)
 

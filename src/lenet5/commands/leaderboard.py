@@ -12,7 +12,7 @@ from rich.text import Text
 
 from lenet5.commands.tables import GAP, SHARE, find, html_page, html_row, html_table, print_table, written
 from lenet5.errors import UserError
-from lenet5.record.promotion import discordant, holm, mcnemar
+from lenet5.record.promotion import discordant, holm, mcnemar, told_p
 from lenet5.record.result import Measured
 from lenet5.results.figures import draw_comparison
 
@@ -138,7 +138,7 @@ def _against(counts: tuple[int, int], p_value: float | None, alpha: float) -> tu
         return "", 0
     first_only, other_only = counts
     better = (other_only > first_only) - (other_only < first_only)
-    return f"+{other_only} -{first_only}, p = {p_value:.2g}", better if p_value <= alpha else 0
+    return f"+{other_only} -{first_only}, {told_p(p_value)}", better if p_value <= alpha else 0
 
 
 def _params_that_differ(results: Sequence[Measured]) -> list[list[str]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from sys import float_info
 
 import numpy as np
 import pandas as pd
@@ -52,7 +53,7 @@ def decide(candidate: pd.DataFrame, gap: float, champion: pd.DataFrame | None, l
     better = candidate_only > champion_only and p_value <= limits.alpha
     reason = (
         f"right on {candidate_only} test images that the champion misses, wrong on {champion_only} that it knows: "
-        f"p = {p_value:.3g}, register.alpha {limits.alpha:g}"
+        f"{told_p(p_value)}, register.alpha {limits.alpha:g}"
     )
     return Decision(
         became=CHAMPION if better else CHALLENGER,
@@ -86,3 +87,8 @@ def mcnemar(first_only: int, second_only: int) -> float:
 
     discordant = first_only + second_only
     return float(binomtest(first_only, discordant).pvalue) if discordant else 1.0
+
+
+def told_p(p_value: float) -> str:
+    """A p-value as a sentence has it; what a float cannot tell from 0 is not called 0."""
+    return f"p = {p_value:.2g}" if p_value else f"p < {float_info.min:.0e}"

@@ -15,6 +15,7 @@ from lenet5.network.lenet5 import LeNet5
 from lenet5.params import DataParams, ModelParams, Params, TrainParams
 from lenet5.results.evaluation import Measure
 from lenet5.results.history import EpochRow
+from lenet5.training.card_errors import card_errors
 from lenet5.training.device import pick_device, set_deterministic, set_precision
 from lenet5.training.engine import Engine, EngineChoice, EpochResult, choose_engine
 from lenet5.training.recipe import draw_plan, learning_rates, make_optimizer
@@ -24,10 +25,14 @@ class DivergedError(UserError):
     """A loss that is no finite number any more: the recipe's doing, and the same when it is repeated."""
 
 
+@card_errors()  # the first to ask a card for memory
 def prepare(
     raw_dir: Path, params: Params, load: Callable[[Path, DataParams, torch.device], Splits]
 ) -> tuple[Splits, EngineChoice]:
-    """The data on the device that trains, as ``load`` reads it, and the engine. Raises UserError as training does."""
+    """The data on the device that trains, as ``load`` reads it, and the engine.
+
+    Raises UserError as training does.
+    """
     device = pick_device(params.train.device)
     set_deterministic(params.train.deterministic)
     set_precision(params.train.precision, device)

@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 
 from lenet5.params import Params, RegisterParams
 from lenet5.record import promotion
-from lenet5.record.promotion import decide, mcnemar
+from lenet5.record.promotion import decide, mcnemar, told_p
 
 
 @pytest.fixture(scope="session")
@@ -127,3 +127,8 @@ def test_equal_models_replace_each_other_no_more_often_than_alpha_allows(
         f"equal models: {promoted} false promotions of {registrations}, a rate of {rate:.4f} at alpha {limits.alpha}"
     )
     assert 0 < rate <= limits.alpha
+
+
+def test_no_chance_is_called_none() -> None:
+    assert told_p(mcnemar(0, 4)) == "p = 0.12"
+    assert told_p(mcnemar(30, 8000)) == "p < 2e-308"

@@ -12,12 +12,14 @@ from torch import Tensor
 
 from lenet5.data.datasets import Split, Splits
 from lenet5.errors import UserError
-from lenet5.params import ModelParams, TrainParams
+from lenet5.params import ModelParams, Params, TrainParams
 from lenet5.results.evaluation import Measure, count, measure
 from lenet5.training import engine as engine_module
+from lenet5.training.card_errors import CardError
 from lenet5.training.engine import choose_engine
-from lenet5.training.loop import Training, make_model
+from lenet5.training.loop import Training, make_model, prepare
 from lenet5.training.recipe import learning_rates
+from tests.params import CONTENT
 
 CPU = torch.device("cpu")
 OVERFITTING = {"epochs": 8, "lr": 0.05, "momentum": 0.9}
@@ -280,3 +282,11 @@ def test_a_training_interrupted_on_one_thread_goes_on_where_there_are_more(
     torch.set_num_threads(threads)
     assert all(torch.equal(weights[name], whole.weights[name]) for name in weights)
     assert resumed.rows == whole.rows
+
+
+def test_a_card_that_is_busy_when_the_images_go_there_is_a_line() -> None:
+    def load(*_: object) -> Splits:
+        raise torch.AcceleratorError("CUDA error: all CUDA-capable devices are busy or unavailable")
+
+    with pytest.raises(CardError, match="the card is busy"):
+        prepare(Path("nowhere"), Params.model_validate(CONTENT), load)
