@@ -205,10 +205,12 @@ def test_the_run_of_a_sweep_shows_its_best_trials_and_its_pictures(page: Page, p
     (parent,) = [one for one in pipeline_copy.runs() if "sweep" in one.data.tags]
     with ui_of(pipeline_copy) as address:
         of_parent = f"{address}{experiment(pipeline_copy)}/runs/{parent.info.run_id}"
-        page.goto(f"{of_parent}/artifacts/slices.png")
+        page.goto(f"{of_parent}/artifacts/slices.png?workflowType=machine_learning")
+        page.get_by_role("button", name="Close").first.click()  # of the assistant, which a first visit opens
         expect(page.locator("img[src*='slices.png'], img[src^='blob:']").first).to_be_visible()
-        page.goto(of_parent)
+        page.goto(f"{of_parent}?workflowType=machine_learning")
         expect(page.get_by_role("heading", name=parent.info.run_name)).to_be_visible()
+        page.get_by_text("Show more").click()
         expect(page.get_by_text("lenet5 sweep run sweeps/tiny.yaml").first).to_be_visible()
         for column in ("trial", "validation loss"):
             expect(page.get_by_role("columnheader", name=column, exact=True)).to_be_visible()
