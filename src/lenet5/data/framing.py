@@ -1,7 +1,7 @@
 """The thing on a picture, apart from what it lies on, framed as FashionMNIST frames its things.
 
 The ground is what the edges of the picture show: one colour, on which light may fall unevenly, or, where they have
-more than one, every colour that they have.
+more than one, as wood has along its grain, every colour that they have.
 """
 
 import numpy as np
@@ -127,7 +127,8 @@ def _plain_ground(picture: Floats, edges: Mask) -> tuple[Floats, bool, float]:
     _, pieces = ndimage.label(_without_grain(edges & (off > _TOLERANCE), _GRAIN))
     agree = np.abs(corners - np.median(corners, axis=0)).max() <= _TOLERANCE
     plain = kept.mean() >= _PLAIN or (agree and pieces <= _PIECES)
-    return ground, bool(plain), _NOISE * float(off[edges][kept].std())
+    noise = _NOISE * float(off[edges][kept].std())
+    return ground, bool(plain and noise <= _TOLERANCE), noise
 
 
 def _corners(picture: Floats) -> NDArray[np.float64]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter, ImageOps
+from scipy import ndimage
 
 from lenet5.data.images import decode_image, read_image
 from lenet5.errors import UserError
@@ -213,6 +214,13 @@ def tiles(first: tuple[int, ...], second: tuple[int, ...], size: int) -> NDArray
     return np.where(((x + y) % 2)[..., np.newaxis], first, second).astype(np.float64)
 
 
+def wood(strength: float) -> NDArray[np.float64]:
+    """Grain along the picture, ``strength`` grey levels deep: no two boards and no two places are of one colour."""
+    noise = np.random.default_rng(0).normal(size=(300, 360))
+    grain = ndimage.gaussian_filter(noise, (25, 1.2), mode="wrap")
+    return np.array([190.0, 140.0, 90.0]) + strength * (grain / grain.std())[..., np.newaxis] * (1, 0.85, 0.6)
+
+
 def light(falls_to: float, spot: bool = False) -> NDArray[np.float64]:
     """White in light that falls, across the picture or away from its middle, to ``falls_to``."""
     y, x = np.mgrid[-1:1:300j, -1:1:360j]
@@ -225,9 +233,9 @@ def light(falls_to: float, spot: bool = False) -> NDArray[np.float64]:
     [
         light(0.75), light(0.5), light(0.6, spot=True),
         tiles((250, 250, 250), (215, 225, 240), 20), tiles((90, 120, 200), (150, 170, 230), 9),
-        tiles((230, 200, 160), (200, 160, 110), 37),
+        tiles((230, 200, 160), (200, 160, 110), 37), wood(6), wood(14),
     ],
-    ids=["falling light", "half of the light", "a spot", "kitchen tiles", "a cloth", "boards"],
+    ids=["falling light", "half of the light", "a spot", "kitchen tiles", "a cloth", "boards", "faint wood", "wood"],
 )  # fmt: skip
 def test_a_thing_is_found_on_a_ground_that_is_not_plain_or_not_evenly_lit(boot: Grey, ground: Any) -> None:
     found = decoded(on(boot, ground, (1, 0.6, 0.6)))
