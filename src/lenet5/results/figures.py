@@ -285,7 +285,8 @@ def _show_kernels(axes: Axes, kernels: Array, title: str) -> None:
 
 def _show_maps(axes: Axes, maps: Array, title: str) -> None:
     """The maps of a layer on one scale, which lifts what is dim."""
-    axes.imshow(_row(maps), cmap="gray", norm=PowerNorm(0.6, maps.min(), maps.max()), interpolation="nearest")
+    norm = PowerNorm(0.6, float(maps.min()), float(maps.max()))
+    axes.imshow(_row(maps), cmap="gray", norm=norm, interpolation="nearest")
     axes.set_title(title, loc="left", fontsize=10)
     axes.set_axis_off()
 
