@@ -21,7 +21,7 @@ repro: $(READY) ## run what changed of the whole pipeline: data, kernel check, t
 	dvc repro
 	@python -m lenet5.record.summary
 
-test: $(READY) ## the unit tests, then the real stages and tools on the real data; about ten minutes
+test: $(READY) ## the unit tests, then the real stages and tools on the real data; about twenty minutes
 	python -m pytest tests/unit tests/gpu
 	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not soak" tests/integration
 
