@@ -204,6 +204,21 @@ def zygote() -> Zygote:
     return Zygote()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _signals_are_heard() -> None:
+    """What a shell has in its background, or under nohup, hands its deafness to Ctrl-C down to all that it starts."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_running() -> Iterator[None]:
+    yield
+    if zygote.cache_info().currsize:
+        zygote().end_all()
+
+
 def pytest_sessionfinish() -> None:
     if zygote.cache_info().currsize:
         zygote().close()
@@ -342,7 +357,7 @@ def _mounts() -> None:
         pytest.skip("this system lets nobody mount in a namespace of his own (unshare, from util-linux)")
 
 
-def wait_until(condition: Any, seconds: float = 120) -> None:
+def wait_until(condition: Any, seconds: float = 240) -> None:
     """Wait for something another process does."""
     deadline = time.monotonic() + seconds
     while not condition():

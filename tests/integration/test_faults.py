@@ -131,8 +131,7 @@ def test_ctrl_c_ends_within_two_seconds_and_says_how_to_go_on(pristine: Project,
     project.edit({"train.epochs": 500})
 
     def pressed() -> float:
-        # Who runs the tests in a shell's background has them ignore Ctrl-C.
-        with project.started("env", "--default-signal=INT", "dvc", "repro", "train") as process:
+        with project.started("dvc", "repro", "train") as process:
             assert process.stdout
             while "epoch " not in process.stdout.readline():
                 pass
@@ -157,8 +156,7 @@ def test_a_signal_gets_one_line_the_outs_come_back_and_the_run_is_closed(
     project.shrink({"train.epochs": 1000})
     for name in names:  # as DVC does before it runs the stage
         (project.path / name).unlink()
-    default = f"--default-signal={signal.Signals(number).name.removeprefix('SIG')}"
-    with project.started("env", default, "python", "stages/train.py") as process:
+    with project.started("python", "stages/train.py") as process:
         assert process.stdout
         if when == "importing":
             maps = Path(f"/proc/{process.pid}/maps")
@@ -198,7 +196,7 @@ def test_a_closed_terminal_leaves_the_outs_and_a_closed_run(pipeline_copy: Proje
 def test_ctrl_c_in_the_first_training_of_a_clone_is_one_line(pipeline_copy: Project, tmp_path: Path) -> None:
     clone = pipeline_copy.clone(tmp_path / "clone")  # its lock names outs that no cache here holds
     clone.edit({"train.epochs": 1000})
-    with clone.started("env", "--default-signal=INT", "dvc", "repro", "train") as process:
+    with clone.started("dvc", "repro", "train") as process:
         assert process.stdout
         lines = []
         while "epoch 1/" not in (lines[-1] if lines else ""):

@@ -57,8 +57,8 @@ def ui_log(project: Project) -> Path:
 def page(browser: Browser, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Page]:
     """A page of a browser that has never been here; it leaves a screenshot, and may ask nobody but our server."""
     context = browser.new_context(viewport={"width": 1800, "height": 1000})
-    context.set_default_timeout(90_000)
-    expect.set_options(timeout=90_000)
+    context.set_default_timeout(180_000)
+    expect.set_options(timeout=180_000)
     opened = context.new_page()
     hosts: set[str | None] = set()
 
@@ -192,7 +192,7 @@ def test_the_curves_of_a_running_training_grow(ui: str, page: Page, finished: Pr
             plot.data.filter(curve => curve.uuid === "{running.info.run_id}").map(curve => Math.max(...curve.x))))"""
         page.wait_for_function(f"{epoch} > 3")
         before = page.evaluate(epoch)
-        page.wait_for_function(f"{epoch} > {before}", timeout=90_000)
+        page.wait_for_function(f"{epoch} > {before}", timeout=180_000)
     finally:
         os.kill(training, signal.SIGINT)
         zygote().wait(training)

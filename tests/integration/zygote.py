@@ -7,6 +7,7 @@ answers each with the fork's pid, and ``{"wait": pid}`` with its exit status. ``
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,15 +23,26 @@ class Zygote:
             [sys.executable, __file__], cwd=Path(__file__).parent,  # not a test's folder, which ends with the test
             env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
+        self._running: set[int] = set()
 
     def start(self, cwd: Path, script: str, env: dict[str, str], stdout: Path, stderr: Path) -> int:
         """The pid of ``script`` running in ``cwd``, with ``env`` and no other variables."""
         request = {"cwd": str(cwd), "script": script, "env": env, "stdout": str(stdout), "stderr": str(stderr)}
-        return int(self._ask(request))
+        pid = int(self._ask(request))
+        self._running.add(pid)
+        return pid
 
     def wait(self, pid: int) -> int:
         """The exit status, negative for a signal."""
-        return int(self._ask({"wait": pid}))
+        status = int(self._ask({"wait": pid}))
+        self._running.remove(pid)
+        return status
+
+    def end_all(self) -> None:
+        """Kill what a test that failed has left."""
+        for pid in list(self._running):
+            os.kill(pid, signal.SIGKILL)
+            self.wait(pid)
 
     def close(self) -> None:
         self._process.communicate()
