@@ -129,6 +129,11 @@ INSTEAD = {
         "lenet5 sweep confirm --help",
         test="test_sweep.py::test_a_sweeps_winner_is_put_to_the_test",
     ),
+    "lenet5 sweep show wide": Instead(
+        "nobody has run that sweep here",
+        "lenet5 sweep show --help",
+        test="test_sweep.py::test_a_sweep_is_one_run_with_a_child_a_trial",
+    ),
     "lenet5 sweep recipe wide": Instead(
         "no sweep of this name was confirmed",
         "lenet5 sweep recipe --help",
