@@ -8,9 +8,8 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
-from lenet5.search.board import markdown
+from lenet5.search.board import markdown, table
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -36,10 +35,7 @@ def print_tables(tables: Sequence[Rows]) -> None:
     """Each table's first row is its header."""
     console = Console()
     for header, *rows in tables:
-        table = Table(*header)
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
+        console.print(table("", header, rows))
 
 
 def page(title: str, facts: Mapping[str, str], tables: Sequence[Rows]) -> str:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from lenet5.params import Params, set_values
+
 CONTENT: dict[str, Any] = {
     "download": {"sources": ["https://example.org/data/"], "local_dir": None, "timeout": 10},
     "kernel_check": {"seeds": [0, 1], "lr": 0.03, "max_steps": 1000, "tolerance": 1e-3},
@@ -36,3 +38,9 @@ CONTENT: dict[str, Any] = {
         "system_metrics": False,
     },
 }
+
+
+def changed(content: dict[str, Any], **changes: Any) -> Params:
+    """The params of ``content`` with some set: ``train__epochs=5``."""
+    set_values(content, {name.replace("__", "."): value for name, value in changes.items()})
+    return Params.model_validate(content)

@@ -9,6 +9,7 @@ from lenet5.data.fashion_mnist import CLASSES
 from lenet5.network.lenet5 import LeNet5, layers
 from lenet5.params import Params
 from lenet5.results.model_card import completed, model_card, page, summary
+from tests.params import changed
 
 FIGURES = {
     "loss": 0.25,
@@ -46,13 +47,6 @@ def history(*gaps: float) -> pd.DataFrame:
             "test_loss": 0.5,
         }
     )
-
-
-def changed(content: dict[str, Any], **changes: Any) -> Params:
-    for name, value in changes.items():
-        section, _, key = name.partition("__")
-        content[section][key] = value
-    return Params.model_validate(content)
 
 
 def card_of(params: Params) -> str:

@@ -6,19 +6,13 @@ import pytest
 
 from lenet5.params import Params
 from lenet5.results.verdict import verdict
+from tests.params import changed
 
 
 def history(*gaps: float, loss_gaps: tuple[float, ...] = (), train: float = 0.9) -> pd.DataFrame:
     losses = np.abs(np.arange(len(gaps)) - 1) + 0.5  # lowest at epoch 2
     columns = {"gap_accuracy": gaps, "gap_loss": loss_gaps or [0.0] * len(gaps), "test_loss": losses}
     return pd.DataFrame({"epoch": range(1, len(gaps) + 1), "train_accuracy": train, **columns})
-
-
-def changed(content: dict[str, Any], **changes: Any) -> Params:
-    for name, value in changes.items():
-        section, _, key = name.partition("__")
-        content[section][key] = value
-    return Params.model_validate(content)
 
 
 def test_overfitting_is_told_with_its_epoch_its_growth_and_what_to_change(params: Params) -> None:
