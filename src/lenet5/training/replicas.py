@@ -53,21 +53,6 @@ class Stack(nn.Module):
         return {name: value[replica] for name, value in zip(self._names, self.weights, strict=True)}
 
 
-def train_replicas(
-    model: ModelParams,
-    splits: Splits,
-    params: TrainParams,
-    seeds: Sequence[int],
-    choice: EngineChoice,
-    recorder: cuda_graph.Recorder = cuda_graph.record,
-) -> list[Progress]:
-    """Train one replica from each of ``seeds``; what became of each. Raises UserError where one diverges."""
-    progress: list[Progress] = []
-    for progress in replica_epochs(model, splits, params, seeds, choice, recorder):  # noqa: B007 - the last counts
-        pass
-    return progress
-
-
 def replica_epochs(
     model: ModelParams,
     splits: Splits,
@@ -76,7 +61,10 @@ def replica_epochs(
     choice: EngineChoice,
     recorder: cuda_graph.Recorder = cuda_graph.record,
 ) -> Iterator[list[Progress]]:
-    """How far every replica has come, after each epoch, until all are through. Raises as ``train_replicas``."""
+    """How far a replica from each of ``seeds`` has come, after each epoch, until all are through.
+
+    Raises UserError where one diverges.
+    """
     data, device = splits.train, splits.train.labels.device
     stack = Stack([make_model(model, seed, device) for seed in seeds])
     optimizer = make_optimizer(stack.parameters(), params)

@@ -350,7 +350,7 @@ def test_engines_and_replicas_warm_up_by_those_steps_alone(
     engine = Engine(choice, model, make_optimizer(model.parameters(), params), splits, params, recorder)
     engine.train_epoch(draw_plan(32, params.augmentation, torch.Generator()), [0.1] * 4)
     assert warmed == [[10], [2]], "a launch of three steps, and one of the last, smaller one"
-    replicas.train_replicas(model_params(), splits, params, [1, 2], choice, recorder)
+    list(replicas.replica_epochs(model_params(), splits, params, [1, 2], choice, recorder))
     assert warmed[2:4] == [[10], [2]]
 
 

@@ -10,7 +10,7 @@ from lenet5.errors import UserError
 from lenet5.params import ModelParams, Params, TrainParams
 from lenet5.training.engine import EngineChoice
 from lenet5.training.loop import Training, make_model
-from lenet5.training.replicas import train_replicas
+from lenet5.training.replicas import replica_epochs
 from tests.replica_clock import let_replicas_take
 
 CPU = torch.device("cpu")
@@ -36,7 +36,7 @@ def test_a_replica_becomes_what_its_seed_becomes_alone(
     model: dict[str, Any],
     changes: dict[str, Any],
 ) -> None:
-    together = train_replicas(model_params(**model), splits, train_params(**changes), SEEDS, EAGER)
+    *_, together = replica_epochs(model_params(**model), splits, train_params(**changes), SEEDS, EAGER)
     for seed, replica in zip(SEEDS, together, strict=True):
         params = train_params(**changes, seed=seed)
         alone = Training(make_model(model_params(**model), seed, CPU), splits, params, EAGER)
@@ -52,7 +52,7 @@ def test_a_replica_becomes_what_its_seed_becomes_alone(
 def test_dropout_is_another_for_each_replica(
     model_params: Callable[..., ModelParams], train_params: Callable[..., TrainParams], splits: Splits
 ) -> None:
-    first, second = train_replicas(model_params(dropout=0.5), splits, train_params(epochs=1), [5, 5], EAGER)
+    *_, (first, second) = replica_epochs(model_params(dropout=0.5), splits, train_params(epochs=1), [5, 5], EAGER)
     assert first.rows[0].running_loss != second.rows[0].running_loss
 
 
@@ -60,7 +60,7 @@ def test_a_replica_that_diverges_is_told(
     model_params: Callable[..., ModelParams], train_params: Callable[..., TrainParams], splits: Splits
 ) -> None:
     with pytest.raises(UserError, match="the loss became"):
-        train_replicas(model_params(), splits, train_params(lr=1e30), SEEDS, EAGER)
+        list(replica_epochs(model_params(), splits, train_params(lr=1e30), SEEDS, EAGER))
 
 
 def test_the_bench_times_a_replicas_epoch_without_the_first_which_compiles(
