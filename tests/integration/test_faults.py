@@ -60,6 +60,7 @@ def test_every_killed_training_ends_byte_identical_in_one_run(
     project = pristine.copy(tmp_path / "project")
     project.shrink({"train.epochs": EPOCHS, "model.dropout": 0.2})
     save_every_epoch(project)
+    project.wait_for_store()
     project.stage("train")
     whole = seconds_of(project, "train")
     outs = ("models/lenet5.pth", "plots/history.csv", "metrics/training.json")
@@ -188,7 +189,7 @@ def test_a_closed_terminal_leaves_the_outs_and_a_closed_run(pipeline_copy: Proje
         said += os.read(terminal, 2**16) if select.select([terminal], [], [], 0.1)[0] else b""
         assert process.poll() is None, said
     os.close(terminal)
-    assert process.wait(timeout=30) == 128 + signal.SIGHUP
+    assert process.wait(timeout=240) == 128 + signal.SIGHUP
     assert digests(project, "models/lenet5.pth") == before
     assert project.runs()[1].info.status == "KILLED"
 

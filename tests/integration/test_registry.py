@@ -113,6 +113,7 @@ def test_a_version_has_five_tags_at_most_and_none_that_speaks_of_now(pipeline_co
 
 def test_a_training_alone_leaves_a_run_that_has_ended_and_says_what_is_missing(pipeline_copy: Project) -> None:
     pipeline_copy.shrink({"train.epochs": 1})
+    pipeline_copy.wait_for_store()
     pipeline_copy.stage("train")
     run = pipeline_copy.runs()[-1]
     assert run.info.status == "FINISHED"

@@ -64,8 +64,8 @@ def test_one_that_is_ended_leaves_no_worktree_and_nothing_that_computes(pipeline
         wait_until(trains)
         family = started.children(recursive=True)
         process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=240)
     assert process.returncode == 128 + signal.SIGTERM
     assert "lenet5 reproduce: ended by SIGTERM" in output
-    assert not psutil.wait_procs(family, timeout=10)[1]
+    assert not psutil.wait_procs(family, timeout=60)[1]
     assert len(worktrees(pipeline_copy)) == 1

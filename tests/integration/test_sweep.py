@@ -126,7 +126,7 @@ def test_whoever_is_killed_the_same_command_goes_on(sweep: Project, tmp_path: Pa
         left = psutil.Process(driver.pid).children()
         os.kill(driver.pid, signal.SIGKILL)
         driver.wait()
-        _, alive = psutil.wait_procs(left, timeout=20)
+        _, alive = psutil.wait_procs(left, timeout=60)
         assert alive == []
     done = run(sweep)
     assert "sweep tiny goes on: 0 of 2 trials are done, 2 start again" in done.stdout
