@@ -170,7 +170,7 @@ def _add_cluster(commands: _Commands) -> None:
     join.add_argument("address", metavar="HOST", help="the head's address, or HOST:PORT")
     for one in (head, join):
         one.add_argument("--cpus", type=int, help="jobs at a time (one a processor); 0: none, for a driver")
-    _word(words, "stop", "end Ray on this machine", _cluster_stop, "lenet5 cluster stop")
+    _word(words, "stop", "end what `head` or `join` started here", _cluster_stop, "lenet5 cluster stop")
 
 
 _CLUSTER = "Let machines train together, for `--on` of `seeds` and `sweep`: Ray, with a token and no reports."

@@ -8,9 +8,11 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import joblib
+import psutil
 
 from lenet5.errors import UserError
 from lenet5.params import Params
@@ -19,6 +21,7 @@ from lenet5.search.engine import Engine, Work
 
 _STORE_BYTES = 100_000_000  # rows are small; Ray itself would take a third of the memory
 _START_SECONDS = 180
+_END_SECONDS = 16.0  # Ray's own measure
 _FIREWALL = 600
 
 
@@ -54,10 +57,14 @@ def join(address: str, cpus: int | None) -> int:
 
 
 def stop() -> int:
-    """End Ray on this machine; the others of its cluster go on, unless this is the head."""
-    ray_settings.require_ray()
-    _ray(["stop"], 60)
-    print("Ray has ended on this machine")
+    """End what was started from this workspace; the cluster goes on elsewhere, unless this is the head.
+
+    `ray stop` would end whatever Ray this machine has, another project's too.
+    """
+    raylets, others = _started_from(Path.cwd())
+    _end(raylets)  # first, while there is somebody whom they can tell that they leave
+    _end(others)
+    print("Ray has ended on this machine" if raylets or others else f"no Ray was started from {Path.cwd()}")
     return 0
 
 
@@ -89,24 +96,44 @@ def _start(how: Sequence[str], own: str, port: int, cpus: int | None, address: s
         f"--max-worker-port={port + _FIREWALL}",
         "--disable-usage-stats",
     ]
-    done = _ray(["start", *options], _START_SECONDS)
+    done = _ray_start(options)
     if done.returncode:
         raise UserError(f"{address}: {ray_settings.advice(done.stdout, address)}")
 
 
-def _ray(words: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
+def _ray_start(options: Sequence[str]) -> subprocess.CompletedProcess[str]:
     settings = ray_settings.environment() | ray_settings.server_environment(os.environ)
     environment = os.environ | settings | {ray_settings.WORKSPACE: str(Path.cwd())}
-    command = [sys.executable, "-m", "ray.scripts.scripts", *words]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", *options]
     try:
         return subprocess.run(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-            text=True, timeout=seconds, check=False,
+            text=True, timeout=_START_SECONDS, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        raise UserError(
-            f"`ray {words[0]}` has not ended in {seconds:.0f} s; `lenet5 cluster stop`, then again"
-        ) from None
+        raise UserError(f"Ray has not started in {_START_SECONDS} s; `lenet5 cluster stop`, then again") from None
+
+
+def _started_from(workspace: Path) -> tuple[list[psutil.Process], list[psutil.Process]]:
+    """Ray's processes that were started from there: those that keep a machine in its cluster, and all others."""
+    raylets: list[psutil.Process] = []
+    others: list[psutil.Process] = []
+    for process in psutil.process_iter(["name", "environ"]):
+        if (process.info["environ"] or {}).get(ray_settings.WORKSPACE) == str(workspace):
+            (raylets if process.info["name"] == "raylet" else others).append(process)
+            with suppress(psutil.NoSuchProcess):
+                others += process.children(recursive=True)  # workers write their title over their environment
+    return raylets, [process for process in dict.fromkeys(others) if process not in raylets]
+
+
+def _end(processes: Sequence[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+    for process in psutil.wait_procs(processes, timeout=_END_SECONDS)[1]:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=_END_SECONDS)
 
 
 def _address_outwards() -> str:
@@ -126,6 +153,5 @@ def _refuse_taken(port: int) -> None:
         try:
             probe.bind(("", port))
         except OSError as error:
-            raise UserError(
-                f"--port {port}: {error.strerror}; `lenet5 cluster stop` ends a cluster here, or take another port"
-            ) from None
+            remedy = "`lenet5 cluster stop` ends what was started from here, or take another port"
+            raise UserError(f"--port {port}: {error.strerror}; {remedy}") from None
