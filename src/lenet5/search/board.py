@@ -56,8 +56,7 @@ def leaderboard(trials: Sequence[Trial], plan: Plan, most: int = SHOWN) -> tuple
 def shortlist(trials: Sequence[Trial], plan: Plan) -> tuple[list[str], list[list[str]]]:
     """The leaderboard for a terminal: a column for each of many params would leave none of them readable."""
     header, rows = leaderboard(trials, plan)
-    best = best_first(trials, plan.objective)
-    tried = [words({name: one.tried[name] for name in plan.space}) for one in best[: len(rows)]]
+    tried = [words(dict(zip(header[2:], row[2:], strict=True))) for row in rows]
     return [*header[:2], "params"], [[*row[:2], params] for row, params in zip(rows, tried, strict=True)]
 
 

@@ -35,13 +35,11 @@ _ANSWER_SECONDS = 5.0
 _LOOK_SECONDS = 1.0
 """Ray tells the tasks of a machine that lost its power after seven minutes, and a list of machines after one."""
 
-
 _REST_SECONDS = 5.0
 """So long a machine on which a job was lost gets none: one that is going down would lose the job again, and again."""
 
 _HEAD_SECONDS = 40.0
 """A head that does not answer for so long is gone; after a minute Ray would end this process without a word."""
-
 
 _ENDED_AT_MOST = 3
 """Workers that may end before they have begun; then no other is started on their machine."""
@@ -214,7 +212,6 @@ _WHY_LOST = {
     "OutOfMemoryError": "its machine was short of memory",
     "GetTimeoutError": "its machine does not answer",
 }
-
 
 _BY_ITSELF = ("WorkerCrashedError", "OutOfMemoryError")
 """What may be a job's own doing. All else is its machine's, or the way to it."""

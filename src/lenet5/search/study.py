@@ -112,16 +112,16 @@ class Study:
         drawn = []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its drawing is experimental, and says so each time
-            kinds: dict[str, Callable[..., Any]] = {
-                "history": draw.plot_optimization_history,
-                "importance": draw.plot_param_importances,
-                "parallel": draw.plot_parallel_coordinate,
-                "slices": draw.plot_slice,
+            kinds: dict[str, tuple[Callable[..., Any], Callable[[Any], None]]] = {
+                "history": (draw.plot_optimization_history, _as_it_is),
+                "importance": (draw.plot_param_importances, _as_it_is),
+                "parallel": (draw.plot_parallel_coordinate, _with_numbers_before_the_lines),
+                "slices": (draw.plot_slice, _with_short_names),
             }
-            for name, function in kinds.items():
+            for name, (function, tidy) in kinds.items():
                 try:
                     axes = function(self._study, target_name=self._plan.objective.replace("_", " "))
-                    drawn.append(_save(axes, folder / f"{name}.png"))
+                    drawn.append(_save(axes, tidy, folder / f"{name}.png"))
                 except (RuntimeError, ValueError):
                     continue
         return drawn
@@ -224,17 +224,28 @@ def _suggest(trial: optuna.Trial, name: str, values: list[Any] | Range) -> Any:
     return trial.suggest_float(name, values.low, values.high, log=values.log)
 
 
-def _save(drawn: Any, path: Path) -> Path:
+def _as_it_is(_: Any) -> None:
+    pass
+
+
+def _with_short_names(axes: Any) -> None:
+    if axes.get_xlabel():
+        axes.set_xlabel(axes.get_xlabel().rpartition(".")[2], rotation=20)
+        axes.tick_params(axis="x", labelrotation=60)
+
+
+def _with_numbers_before_the_lines(axes: Any) -> None:
+    """The lines of one axis run through the numbers of the next."""
+    axes.grid(visible=False)
+    for label in axes.get_yticklabels(which="both"):
+        label.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1})
+
+
+def _save(drawn: Any, tidy: Callable[[Any], None], path: Path) -> Path:
     figure = (drawn.flat[0] if hasattr(drawn, "flat") else drawn).figure  # slices come as an array
     figure.set_size_inches(12, 6)
     for axes in figure.axes:
-        if path.stem == "slices" and axes.get_xlabel():
-            axes.set_xlabel(axes.get_xlabel().rpartition(".")[2], rotation=20)
-            axes.tick_params(axis="x", labelrotation=60)
-        if path.stem == "parallel":  # the lines of one axis run through the numbers of the next
-            axes.grid(visible=False)
-            for label in axes.get_yticklabels(which="both"):
-                label.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1})
+        tidy(axes)
     figure.savefig(path, dpi=100, bbox_inches="tight")
     figure.clear()
     return path
