@@ -2,6 +2,7 @@
 
 from unittest.mock import patch
 
+import pytest
 import torch
 
 from lenet5.params import load_params
@@ -40,11 +41,21 @@ def test_a_full_card_ends_train_with_a_line_a_failed_run_and_the_earlier_outs(pi
     assert failed.data.tags["device.cudnn"] == "91000"
 
 
-def test_a_busy_card_ends_train_with_a_line_before_there_is_a_run(project: Project) -> None:
+@pytest.mark.parametrize(
+    ("name", "asks"),
+    [
+        (
+            "data/datasets.py",
+            "    return replace(load_without_test(raw_dir, params, device), test=load_test(raw_dir).to(",
+        ),
+        ("training/loop.py", "    return LeNet5(params).to("),
+    ],
+    ids=["for the images", "for the weights"],
+)
+def test_a_busy_card_ends_train_with_a_line_before_there_is_a_run(project: Project, name: str, asks: str) -> None:
     project.link_data()
     put = "    raise torch.AcceleratorError('CUDA error: all CUDA-capable devices are busy or unavailable')\n"
-    load = "    return replace(load_without_test(raw_dir, params, device), test=load_test(raw_dir).to(device))\n"
-    replace(project, "data/datasets.py", load, put + load)
+    replace(project, name, asks, put + asks)
     done = project.stage("train", check=False)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()

@@ -324,7 +324,7 @@ def test_it_listens_on_the_ports_it_was_told_and_stops(site: Site) -> None:
         ports = [int(line.split()[3].rpartition(":")[2]) for line in one.run("ss", "-Hltn").stdout.splitlines()]
         assert ports
         assert all(PORT <= port <= PORT + 600 for port in ports), ports
-    second.run("sh", "-c", "exec -a raylet sleep 600 >/dev/null 2>&1 &")
+    second.run("bash", "-c", "exec -a raylet sleep 600 >/dev/null 2>&1 &")
     second.run("lenet5", "cluster", "stop")
     assert second.run("ss", "-Hltn").stdout == ""
     (stranger,) = second.pids("raylet")
