@@ -73,7 +73,7 @@ class Project:
         }
 
     def run(
-        self, *command: str, check: bool = True, timeout: float = 560, **env: str
+        self, *command: str, check: bool = True, timeout: float = 1100, **env: str
     ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             command, cwd=self.path, env=self.env | env, capture_output=True, text=True, timeout=timeout, check=False
@@ -223,8 +223,9 @@ def _signals_are_heard() -> None:
 @pytest.fixture(autouse=True)
 def _nothing_is_left_running() -> Iterator[None]:
     yield
-    if zygote.cache_info().currsize:
-        zygote().end_all()
+    if zygote.cache_info().currsize and not zygote().idle:
+        zygote().kill()
+        zygote.cache_clear()  # the next test gets a new one
 
 
 def pytest_sessionfinish() -> None:

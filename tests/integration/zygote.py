@@ -7,11 +7,12 @@ answers each with the fork's pid, and ``{"wait": pid}`` with its exit status. ``
 import json
 import os
 import runpy
-import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 
 class Zygote:
@@ -38,11 +39,17 @@ class Zygote:
         self._running.remove(pid)
         return status
 
-    def end_all(self) -> None:
-        """Kill what a test that failed has left."""
-        for pid in list(self._running):
-            os.kill(pid, signal.SIGKILL)
-            self.wait(pid)
+    @property
+    def idle(self) -> bool:
+        """Whether every stage has been waited for; otherwise a test has failed, perhaps while it waited."""
+        return not self._running
+
+    def kill(self) -> None:
+        """End the server, which may be in the middle of an answer, and all stages that it has started."""
+        for child in psutil.Process(self._process.pid).children():
+            child.kill()
+        self._process.kill()
+        self._process.communicate()
 
     def close(self) -> None:
         self._process.communicate()

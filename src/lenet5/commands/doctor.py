@@ -131,7 +131,7 @@ def check_git() -> Iterator[Finding]:
     changed = len(status.splitlines())
     text = f"at {head.strip()}"
     if changed:
-        yield Finding("note", "git", f"{text} with {changed} uncommitted changes; runs keep them as a diff")
+        yield Finding("note", "git", f"{text}, uncommitted changes (files: {changed}); runs keep them as a diff")
     else:
         yield Finding("ok", "git", f"{text}, nothing uncommitted")
     unknown = [f"user.{what}" for what in ("name", "email") if not _identity(what)]

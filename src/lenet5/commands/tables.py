@@ -47,11 +47,12 @@ def find(evaluation: Mapping[str, Any], path: Sequence[str]) -> float | None:
 
 
 def print_table(console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:
-    """A titled table, its first column to the left."""
+    """A titled table, its first column to the left; what a terminal has no room for goes on in the next line."""
     table = Table(*columns, box=SIMPLE_HEAD)
+    for column in table.columns:
+        column.overflow = "fold"
     for column in table.columns[1:]:
         column.justify = "right"
-        column.overflow = "fold"
     for row in rows:
         table.add_row(*row)
     console.print(f"\n{title}", style="bold")

@@ -1,4 +1,5 @@
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -38,6 +39,16 @@ def test_the_best_comes_first_and_each_is_tested_against_the_first_named(board: 
     assert by_letter["D"].against == "+0 -0, p = 1"
     assert [by_letter[letter].better for letter in "ABCD"] == [0, 1, -1, 0]
     assert by_letter["B"].figures[0] == "66.00 [56.00, 76.00]"
+
+
+def test_no_name_or_value_is_cut_where_many_stand_side_by_side() -> None:
+    changed = {"train.augmentation.horizontal_flip": "True", "train.weights": "best_validation"}
+    results = [measured("1" * 100, str(number), params=changed if number % 2 else {}) for number in range(6)]
+    text = printed(rank(results, 0.1))
+    assert "\u2026" not in text
+    assert max(map(len, text.partition("Accuracies in %")[0].splitlines())) <= 80
+    names = "".join(re.findall("^  (\\S+)", text.partition("Params that differ")[2], re.MULTILINE))
+    assert "train.augmentation.horizontal_flip" in names
 
 
 def test_holm_by_hand() -> None:
