@@ -24,7 +24,7 @@ from lenet5.outs import EVALUATION, WEIGHTS
 from lenet5.params import load_params
 from lenet5.record.addresses import sqlite_uri
 from lenet5.record.reading import Recorded, fetch
-from lenet5.record.result import evaluation_figures
+from lenet5.record.result import evaluation_figures, readable
 from lenet5.workspace import PARAMS_FILE
 
 
@@ -102,14 +102,13 @@ def _end(started: subprocess.Popen[bytes]) -> None:
 def compare(recorded: Recorded, workspace: Path) -> None:
     """Print the verdict on the weights, and each figure as recorded and as reproduced."""
     console = Console()
-    figures = evaluation_figures(read_json(workspace / EVALUATION))
+    figures = readable(evaluation_figures(read_json(workspace / EVALUATION)))
+    before = readable(recorded.figures)  # of an old record too, which has more digits
     table = Table("figure", "recorded", "reproduced", "difference")
     for name, value in sorted(figures.items()):
-        if name in recorded.figures:
-            before = recorded.figures[name]
-            table.add_row(
-                name, f"{before:.6f}", f"{value:.6f}", f"{value - before:+.1e}" if value != before else "same"
-            )
+        if name in before:
+            difference = f"{value - before[name]:+.1e}" if value != before[name] else "same"
+            table.add_row(name, f"{before[name]:.6f}", f"{value:.6f}", difference)
     console.print(table)
     same = digest((workspace / WEIGHTS).read_bytes()) == recorded.weights_digest
     verdict = "identical, byte for byte" if same else "different: another kind of machine, or other library versions"

@@ -1,12 +1,15 @@
 import os
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lenet5.commands import reproduce
 from lenet5.errors import UserError
+from lenet5.files import digest
+from lenet5.outs import EVALUATION, WEIGHTS
 from lenet5.record.lineage import read_code
 from lenet5.record.reading import Recorded
 
@@ -97,3 +100,18 @@ def test_a_pipeline_that_was_not_there_yet_is_told(
     with pytest.raises(UserError, match="holds no pipeline"), reproduce.restored(recorded()):
         pass
     assert nothing_is_left(tmp_path)
+
+
+def test_the_digits_that_the_record_does_not_keep_are_no_difference(
+    recorded: Callable[..., Recorded], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder, name, content in (("metrics", EVALUATION, '{"gap": {"loss": 0.0630523}, "test": {"loss": 0.27108673}}'),
+                                  ("models", WEIGHTS, "weights")):  # fmt: skip
+        (tmp_path / folder).mkdir()
+        (tmp_path / name).write_text(content)
+    run = replace(recorded(), figures={"gap_loss": 0.07, "test_loss": 0.271087}, weights_digest=digest(b"weights"))
+    reproduce.compare(run, tmp_path)
+    said = capsys.readouterr().out
+    rows = {line.split()[1]: line.split()[7] for line in said.splitlines() if line.startswith("│")}
+    assert rows == {"gap_loss": "-6.9e-03", "test_loss": "same"}
+    assert "weights: identical, byte for byte" in said
