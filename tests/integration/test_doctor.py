@@ -41,7 +41,7 @@ def test_a_finished_workspace_is_well_and_what_needs_doing_is_said(well: Project
     status, found = findings(well)
     assert status == 0
     assert found["git"] == ("note", found["git"][1])
-    assert "1 uncommitted" in found["git"][1]
+    assert "uncommitted changes (files: 1)" in found["git"][1]
     assert found["dvc"][1] == "changed since they ran: export; `dvc repro` runs them"
 
 
