@@ -106,8 +106,8 @@ def test_an_experiment_changes_the_line_of_its_param_and_no_other(tmp_path: Path
     project.run("git", "init", "--quiet")
     project.run("dvc", "init", "--quiet")
     project.commit()
-    changes = {"train.lr": "0.5", "train.augmentation.shift": "2", "download.local_dir": "own", "model.c3": "paper"}
-    for name, value in changes.items():
+    changes = {"train.lr": "0.123", "train.augmentation.shift": "9", "download.local_dir": "own", "model.c3": "new"}
+    for name, value in changes.items():  # whatever a person has committed, it is not that
         project.run("dvc", "exp", "run", "-S", f"{name}={value}")
         diff = project.run("git", "diff", "--unified=0", "params.yaml").stdout
         old, new = [line for line in diff.splitlines()[4:] if line[0] in "+-"]
