@@ -89,7 +89,8 @@ def run_in_fork(request: dict[str, Any]) -> int:
 def main() -> None:
     import mlflow.pyfunc  # noqa: F401 - a fork has it already
     import onnxruntime  # noqa: F401
-    import torch  # noqa: F401
+    import torch._dynamo
+    import torch._inductor  # noqa: F401 - the first optimizer, and asking for determinism, import these two
 
     for line in sys.stdin:
         request = json.loads(line)
