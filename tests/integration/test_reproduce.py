@@ -39,6 +39,7 @@ def test_a_recorded_result_is_reproduced_byte_for_byte(anywhere: Project) -> Non
     before = anywhere.run("git", "status", "--porcelain").stdout
     done = anywhere.run("lenet5", "reproduce", run.info.run_id)
     assert "weights: identical, byte for byte" in done.stdout
+    assert "test_accuracy" in done.stdout
     figures = [line.split() for line in done.stdout.splitlines() if line.startswith("│") and "accuracy" in line]
     assert figures
     assert all(words[7] == "same" for words in figures), figures

@@ -16,7 +16,7 @@ import psutil
 
 
 class Zygote:
-    """Starts the fork server, and asks it. ``run`` starts and waits."""
+    """Starts the fork server, and asks it."""
 
     def __init__(self) -> None:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}

@@ -61,10 +61,12 @@ def stop() -> int:
 
     `ray stop` would end whatever Ray this machine has, another project's too.
     """
-    raylets, others = _started_from(Path.cwd())
-    _end(raylets)  # first, while there is somebody whom they can tell that they leave
-    _end(others)
-    print("Ray has ended on this machine" if raylets or others else f"no Ray was started from {Path.cwd()}")
+    started = _started_from(Path.cwd())
+    family = [*started, *(one for process in started for one in _descendants(process))]
+    # First, while there is somebody whom they can tell that they leave.
+    _end([process for process in started if process.info["name"] == "raylet"])
+    _end(family)
+    print("Ray has ended on this machine" if started else f"no Ray was started from {Path.cwd()}")
     return 0
 
 
@@ -114,16 +116,19 @@ def _ray_start(options: Sequence[str]) -> subprocess.CompletedProcess[str]:
         raise UserError(f"Ray has not started in {_START_SECONDS} s; `lenet5 cluster stop`, then again") from None
 
 
-def _started_from(workspace: Path) -> tuple[list[psutil.Process], list[psutil.Process]]:
-    """Ray's processes that were started from there: those that keep a machine in its cluster, and all others."""
-    raylets: list[psutil.Process] = []
-    others: list[psutil.Process] = []
-    for process in psutil.process_iter(["name", "environ"]):
-        if (process.info["environ"] or {}).get(ray_settings.WORKSPACE) == str(workspace):
-            (raylets if process.info["name"] == "raylet" else others).append(process)
-            with suppress(psutil.NoSuchProcess):
-                others += process.children(recursive=True)  # workers write their title over their environment
-    return raylets, [process for process in dict.fromkeys(others) if process not in raylets]
+def _started_from(workspace: Path) -> list[psutil.Process]:
+    """Ray's processes that were started from there, but for workers: they write their title over their environment."""
+    return [
+        process
+        for process in psutil.process_iter(["name", "environ"])
+        if (process.info["environ"] or {}).get(ray_settings.WORKSPACE) == str(workspace)
+    ]
+
+
+def _descendants(process: psutil.Process) -> list[psutil.Process]:
+    with suppress(psutil.NoSuchProcess):
+        return process.children(recursive=True)
+    return []
 
 
 def _end(processes: Sequence[psutil.Process]) -> None:
