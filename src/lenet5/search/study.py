@@ -231,7 +231,7 @@ def _as_it_is(_: Any) -> None:
 def _with_short_names(axes: Any) -> None:
     if axes.get_xlabel():
         axes.set_xlabel(axes.get_xlabel().rpartition(".")[2], rotation=20)
-        axes.tick_params(axis="x", labelrotation=60)
+        axes.tick_params(axis="x", which="both", labelrotation=60)
 
 
 def _with_numbers_before_the_lines(axes: Any) -> None:
