@@ -6,12 +6,15 @@ import re
 import signal
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from types import FrameType
+from typing import NoReturn
 
 _PERSON_CAN_MEND = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 _ENDING_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+_AGAIN_SECONDS = 0.05
 
 
 class UserError(Exception):
@@ -27,10 +30,11 @@ class Ended(KeyboardInterrupt):
 
 
 def end_as_by_ctrl_c() -> None:
-    """Let SIGTERM and SIGHUP raise ``Ended``; one that is ignored (nohup) stays so."""
+    """Let SIGTERM and SIGHUP raise ``Ended``; one that is ignored (nohup) stays so. None is lost, nor is Ctrl-C."""
     for number in _ENDING_SIGNALS:
         if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, _end)
+    sys.unraisablehook = partial(_raise_again, sys.unraisablehook)
 
 
 def exit_status(error: KeyboardInterrupt) -> int:
@@ -70,6 +74,20 @@ def _end(number: int, _: FrameType | None) -> None:
         if descriptor and stat.S_ISCHR(os.fstat(descriptor.fileno()).st_mode) and not descriptor.isatty():
             os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor.fileno())
     raise Ended(number)
+
+
+def _raise_again(otherwise: Callable[["sys.UnraisableHookArgs"], object], dropped: "sys.UnraisableHookArgs") -> None:
+    """Raise what a signal raised where Python drops it, in a finalizer that happened to run, a moment later."""
+    error = dropped.exc_value
+    if not isinstance(error, KeyboardInterrupt) or not hasattr(signal, "setitimer"):
+        otherwise(dropped)
+        return
+
+    def again(*_: object) -> NoReturn:
+        raise error
+
+    signal.signal(signal.SIGALRM, again)
+    signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
 
 
 def _fail(command: str, message: str, status: int) -> None:

@@ -2,6 +2,9 @@ import ast
 import errno
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -39,6 +42,34 @@ def test_a_signal_ends_with_its_own_status_and_name(
     capsys: pytest.CaptureFixture[str], number: signal.Signals, status: int
 ) -> None:
     assert end(capsys, Ended(number)) == (status, f"train: ended by {number.name}; `dvc repro` takes it up again")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_that_comes_while_finalizers_run_ends_the_process_too(number: signal.Signals, status: int) -> None:
+    program = f"""
+        import os, time
+        from lenet5.errors import end_as_by_ctrl_c, one_line_errors
+
+        class Signalled:
+            def __del__(self):
+                os.kill(os.getpid(), {number:d})
+
+        class Slow:
+            def __del__(self):
+                time.sleep(1)
+
+        end_as_by_ctrl_c()
+        with one_line_errors("train"):
+            Signalled()
+            Slow()
+            time.sleep(60)
+        """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=50, check=False
+    )
+    assert done.returncode == status
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("train: ")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS])
