@@ -1,6 +1,15 @@
+import signal
 from collections.abc import Callable
 
 import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals_are_heard() -> None:
+    """What a shell has in its background, or under nohup, hands its deafness to Ctrl-C down to all that it starts."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture
