@@ -14,7 +14,7 @@ from typing import NoReturn
 
 _PERSON_CAN_MEND = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 _ENDING_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-_AGAIN_SECONDS = 0.05
+_AGAIN_SECONDS = 0.05  # a finalizer that is at work then drops it once more, and it is raised once more
 
 
 class UserError(Exception):

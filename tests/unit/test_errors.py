@@ -23,6 +23,12 @@ def end(capsys: pytest.CaptureFixture[str], error: BaseException) -> tuple[int, 
     return ended.value.code, line
 
 
+def run(program: str) -> subprocess.CompletedProcess[str]:
+    """A program that has run in a process of its own: it changes what signals do."""
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+
+
 def test_a_mistake_is_told_in_one_line_with_status_1(capsys: pytest.CaptureFixture[str]) -> None:
     assert end(capsys, UserError("train.lr: 0 is not allowed")) == (1, "train: train.lr: 0 is not allowed")
 
@@ -64,12 +70,27 @@ def test_a_signal_that_comes_while_finalizers_run_ends_the_process_too(number: s
             Slow()
             time.sleep(60)
         """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=50, check=False
-    )
+    done = run(program)
     assert done.returncode == status
     (line,) = done.stderr.splitlines()
     assert line.startswith("train: ")
+
+
+def test_any_other_error_of_a_finalizer_is_told_as_python_tells_it() -> None:
+    program = """
+        from lenet5.errors import end_as_by_ctrl_c
+
+        class Broken:
+            def __del__(self):
+                raise ValueError("a bug")
+
+        end_as_by_ctrl_c()
+        Broken()
+        """
+    done = run(program)
+    assert done.returncode == 0
+    assert "Exception ignored in" in done.stderr
+    assert "ValueError: a bug" in done.stderr
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS])
