@@ -426,7 +426,7 @@ def _engine(
     one: Recipe,
     recorder: cuda_graph.Recorder = cuda_graph.record,
 ) -> Engine:
-    return Engine(choice, model, make_optimizer(model.parameters(), one[1]), splits, one[1], recorder)
+    return Engine(choice, model, splits, one[1], recorder)
 
 
 def _epoch(engine: Engine, splits: Splits, one: Recipe) -> Callable[[], object]:

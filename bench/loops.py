@@ -15,7 +15,7 @@ from lenet5.params import Params
 from lenet5.training import inductor
 from lenet5.training.engine import Engine, EngineChoice
 from lenet5.training.loop import laid_out, make_model
-from lenet5.training.recipe import draw_plan, make_optimizer
+from lenet5.training.recipe import draw_plan
 from tutorial import BATCH, LEARNING_RATE, Epoch, tutorial_epoch, tutorial_net
 
 
@@ -54,7 +54,7 @@ def lightning_epoch(data: Path, device: torch.device) -> Epoch:
 def engine_epoch(params: Params, splits: Splits, choice: EngineChoice) -> Epoch:
     """One of this project's engines."""
     model = laid_out(make_model(params.model, 0, splits.train.labels.device), choice)
-    engine = Engine(choice, model, make_optimizer(model.parameters(), params.train), splits, params.train)
+    engine = Engine(choice, model, splits, params.train)
     generator = torch.Generator().manual_seed(0)
     rates = [params.train.lr] * -(-len(splits.train) // params.train.batch_size)
     return lambda: engine.train_epoch(draw_plan(len(splits.train), params.train.augmentation, generator), rates)

@@ -22,7 +22,7 @@ from lenet5.results.history import EpochRow
 from lenet5.training.checkpoint import EVERY_SECONDS, Checkpoint
 from lenet5.training.engine import Engine, EngineChoice, choose_engine
 from lenet5.training.loop import Training, laid_out, make_model
-from lenet5.training.recipe import draw_plan, make_optimizer
+from lenet5.training.recipe import draw_plan
 
 REPOSITORY = Path(__file__).parents[1]
 EPOCHS = 1000
@@ -72,8 +72,7 @@ def readiness(params: Params, splits: Splits, folder: Path) -> dict[str, float]:
         start = time.perf_counter()
         choice = choose_engine(params.model, params.train, len(splits.train), device)
         model = laid_out(make_model(params.model, 0, device), choice)
-        optimizer = make_optimizer(model.parameters(), params.train)
-        Engine(choice, model, optimizer, splits, params.train).train_epoch(plan, [params.train.lr])
+        Engine(choice, model, splits, params.train).train_epoch(plan, [params.train.lr])
         return time.perf_counter() - start
 
     first = once()
@@ -88,7 +87,7 @@ def measuring_share(params: Params, splits: Splits) -> float:
     divided = load_splits(RAW_DIR, DIVISION, splits.train.labels.device)
     choice = choose_engine(params.model, params.train, len(splits.train), splits.train.labels.device)
     model = laid_out(make_model(params.model, 0, splits.train.labels.device), choice)
-    engine = Engine(choice, model, make_optimizer(model.parameters(), params.train), divided, params.train)
+    engine = Engine(choice, model, divided, params.train)
     rates = [params.train.lr] * -(-len(divided.train) // params.train.batch_size)
     training, measuring = [], []
     for _ in range(6):

@@ -15,7 +15,7 @@ from lenet5.training import inductor
 from lenet5.training.device import set_deterministic, set_precision
 from lenet5.training.engine import Engine, EngineChoice, choose_engine
 from lenet5.training.loop import Training, laid_out, make_model
-from lenet5.training.recipe import draw_plan, learning_rates, make_optimizer
+from lenet5.training.recipe import draw_plan, learning_rates
 from tests.params import CONTENT
 
 from .conftest import changed
@@ -114,7 +114,7 @@ def train(
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(steeper)
-    engine = Engine(choice, model, make_optimizer(model.parameters(), params.train), on(device, images), params.train)
+    engine = Engine(choice, model, on(device, images), params.train)
     generator = torch.Generator().manual_seed(0)
     epoch = -(-len(images) // BATCH)
     rates, losses = learning_rates(params.train, 4 * epoch), []

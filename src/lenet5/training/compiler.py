@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lenet5.files import digest, write_bytes
 
-FLAGS = ("-O2", "-march=native", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC")
+FLAGS = ("-O2", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
 
 _PATIENCE = 60
 _LOCK_PATIENCE = 2 * _PATIENCE

@@ -15,7 +15,7 @@ from lenet5.network.lenet5 import LeNet5
 from lenet5.params import ModelParams, TrainParams
 from lenet5.results.evaluation import Measure, count
 from lenet5.training import cuda_graph, inductor, lanes
-from lenet5.training.recipe import BatchLoss, EpochPlan, Gradients, autograd, batch_loss, train_step
+from lenet5.training.recipe import BatchLoss, EpochPlan, Gradients, autograd, batch_loss, make_optimizer, train_step
 
 STEPS_A_LAUNCH = 50
 """At most so many steps are recorded in one CUDA graph: some thousands of kernels. By analysis, not measured."""
@@ -102,25 +102,27 @@ class Engine:
         self,
         choice: EngineChoice,
         model: LeNet5,
-        optimizer: torch.optim.Optimizer,
         splits: Splits,
         params: TrainParams,
         recorder: cuda_graph.Recorder = cuda_graph.record,
     ) -> None:
-        self._model, self._optimizer, self._splits, self._params = model, optimizer, splits, params
+        self._model, self._splits, self._params = model, splits, params
+        self._optimizer: lanes.Lanes | torch.optim.Optimizer
+        self._steps: Callable[..., Tensor]
+        self._counts: Callable[..., Tensor]
         if choice.name == "lanes":
             native = lanes.Lanes(lanes.library(model.params), model, splits, params, torch.get_num_threads())
-            plain = fast = native.gradients
-            self._counts: Callable[..., Tensor] = native.counts
-        else:
-            loss_of = partial(batch_loss, model, splits.train, params)
-            plain = partial(autograd, loss_of, optimizer)
-            fast = partial(autograd, compiled(loss_of, params.deterministic), optimizer) if choice.compiles else plain
-            self._counts = partial(count_all, model, list(splits.measured().values()))
-        self._steps: Callable[..., Tensor] = partial(run_steps, model, optimizer, plain, fast, params.batch_size)
+            self._optimizer, self._steps, self._counts = native, native.steps, native.counts
+            return
+        self._optimizer = optimizer = make_optimizer(model.parameters(), params)
+        loss_of = partial(batch_loss, model, splits.train, params)
+        plain = partial(autograd, loss_of, optimizer)
+        fast = partial(autograd, compiled(loss_of, params.deterministic), optimizer) if choice.compiles else plain
+        self._steps = partial(run_steps, model, optimizer, plain, fast, params.batch_size)
+        self._counts = partial(count_all, model, list(splits.measured().values()))
         if choice.name == "graph":
             brief = partial(brief_steps, self._steps, params.batch_size)
-            self._steps = cuda_graph.Replayed(self._steps, brief, self._state, recorder)
+            self._steps = cuda_graph.Replayed(self._steps, brief, partial(state_tensors, model, optimizer), recorder)
             self._counts = cuda_graph.Replayed(self._counts, self._counts, list, recorder)
 
     def train_epoch(self, plan: EpochPlan, rates: Sequence[float]) -> EpochResult:
@@ -148,10 +150,6 @@ class Engine:
         for function in (self._steps, self._counts):
             if isinstance(function, cuda_graph.Replayed):
                 function.forget()  # the optimizer has new tensors
-
-    def _state(self) -> list[Tensor]:
-        state = [value for values in self._optimizer.state.values() for value in values.values()]
-        return [*self._model.parameters(), *state]
 
 
 def compiled(loss_of: BatchLoss, deterministic: bool) -> BatchLoss:
@@ -217,6 +215,12 @@ def run_steps(
         gradients_of = fast if len(batch[0]) == batch_size else plain
         results.append(train_step(gradients_of, optimizer, batch, rate))
     return torch.stack([torch.stack(column).double() for column in zip(*results, strict=True)])
+
+
+def state_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """All that a step changes."""
+    kept = [value for values in optimizer.state.values() for value in values.values()]
+    return [*model.parameters(), *kept]
 
 
 def count_all(model: LeNet5, splits: list[Split]) -> Tensor:

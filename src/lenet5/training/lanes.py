@@ -9,6 +9,7 @@ import ctypes
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +34,15 @@ class _Batch(ctypes.Structure):
     )
 
 
+class _Optimizer(ctypes.Structure):
+    _fields_ = (
+        ("rates", ctypes.c_void_p),
+        *((name, ctypes.POINTER(ctypes.c_void_p)) for name in ("first", "second")),
+        *((name, ctypes.c_float) for name in ("decay", "momentum")),
+        ("taken", ctypes.c_int64),
+    )
+
+
 def library(params: ModelParams) -> ctypes.CDLL:
     """kernels/lanes.cpp compiled for ``params``. Raises UnavailableError."""
     if sys.platform != "linux":
@@ -49,7 +59,7 @@ def library(params: ModelParams) -> ctypes.CDLL:
 
 
 class Lanes:
-    """The gradients of one model's loss on batches of ``splits.train``, and its loss and hits on what is measured.
+    """Training of one model on ``splits.train`` by ``params``' optimizer, and its measures on what is measured.
 
     ``model``, its weights contiguous, and ``splits`` are on the CPU; weights may change in place, and are not replaced.
     """
@@ -59,59 +69,85 @@ class Lanes:
         if not all(weight.is_contiguous() and weight.dtype == torch.float32 for weight in model.parameters()):
             raise TypeError("contiguous float32 weights are wanted")
         self._table = model.c3 if isinstance(model.c3, TableConv2d) else None
+        self._places = self._table.rows if self._table else torch.arange(model.c3.weight.shape[:2].numel())
         self._kernels = model.c3_kernels().detach()  # a copy where only some connections exist
-        dense = [self._kernels if weight is model.c3.weight else weight for weight in model.parameters()]
-        self._gradients = [torch.zeros_like(weight) for weight in dense]
-        for weight, gradient in zip(model.parameters(), self._gradients, strict=True):
-            weight.grad = gradient if weight.shape == gradient.shape else None
-        self._weight_pointers, self._gradient_pointers = _pointers(dense), _pointers(self._gradients)
+        self._dense = [self._kernels if weight is model.c3.weight else weight for weight in model.parameters()]
+        self._gradients = [torch.zeros_like(weight) for weight in self._dense]
+        keeps = 2 if params.optimizer == "adamw" else int(params.momentum > 0)
+        self._moments = [[torch.zeros_like(weight) for weight in model.parameters()] for _ in range(keeps)]
+        self._taken = 0
         self._networks = _memory(threads * built.network_bytes())
         self._kept = _memory(self._blocks(params.batch_size) * built.block_bytes())
         self._images = _memory(params.batch_size * built.image_bytes())
 
-    def gradients(self, order: Tensor, flips: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean loss and hits of a batch, () float64 each; leaves the gradients of the loss in ``grad``.
+    def steps(self, order: Tensor, flips: Tensor, shifts: Tensor, rates: Tensor) -> Tensor:
+        """Train along ``order`` (n,) int64, each image changed by ``flips`` (n,) bool and ``shifts`` (n, 2) int64.
 
-        ``order`` (B,) int64, ``flips`` (B,) bool, ``shifts`` (B, 2) int64.
+        A step's mean loss and hits, (2, steps) float64.
         """
-        changed = self._params.augmentation.horizontal_flip or self._params.augmentation.shift
-        data = [order, flips if changed else None, shifts if changed else None, self._dropout(len(order))]
-        sums = self._call(
-            "step", self._splits.train, data, len(order),
-            ctypes.c_float(self._params.label_smoothing),
-            *map(_pointer, (self._kept, self._images)), self._gradient_pointers,
+        size, changes = self._params.batch_size, self._params.augmentation
+        changed = changes.horizontal_flip or changes.shift
+        batches = order.split(size)
+        data = [order, flips if changed else None, shifts if changed else None, self._dropout(batches)]
+        sums = torch.zeros(len(batches), self._blocks(size), 2, dtype=torch.float64)
+        self._call(
+            "train", self._splits.train, data, len(order), sums,
+            ctypes.c_int64(size), ctypes.c_float(self._params.label_smoothing),
+            *map(_pointer, (self._kept, self._images)), _pointers(self._gradients),
+            *map(_pointer, (self._model.c3.weight, self._places)), ctypes.c_int64(len(self._places)),
+            ctypes.byref(self._optimizer(rates)),
         )  # fmt: skip
-        if self._table:
-            self._table.weight.grad = self._gradients[2].flatten(0, 1)[self._table.rows]
-        return sums[0] / len(order), sums[1]
+        self._taken += len(rates)
+        losses, correct = sums.sum(1).T
+        return torch.stack([losses / torch.tensor([len(batch) for batch in batches]), correct])
+
+    def gradients(self) -> list[Tensor]:
+        """Of the last step, by each of the model's parameters."""
+        kernels = self._gradients[2].flatten(0, 1)[self._places].view_as(self._model.c3.weight)
+        return [*self._gradients[:2], kernels, *self._gradients[3:]]
 
     def counts(self) -> Tensor:
         """Mean loss and hits of the weights as they stand on each split that is measured, (splits, 2) float64."""
         return torch.stack([self._count(split) for split in self._splits.measured().values()])
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the optimizer keeps from step to step."""
+        return {"moments": self._moments, "taken": self._taken}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from where ``state_dict`` was taken."""
+        self._moments, self._taken = state["moments"], state["taken"]
+
     def _count(self, split: Split) -> Tensor:
-        loss, correct = self._call("measure", split, [None] * 4, len(split))
+        sums = torch.empty(self._blocks(len(split)), 2, dtype=torch.float64)
+        self._call("measure", split, [None] * 4, len(split), sums)
+        loss, correct = sums.sum(0)
         return torch.stack([loss / len(split), correct])
 
-    def _call(self, name: str, data: Split, arguments: Sequence[Tensor | None], count: int, *more: object) -> Tensor:
-        """The sums of ``name`` over the blocks, (2,) float64."""
+    def _call(
+        self, name: str, data: Split, arguments: Sequence[Tensor | None], count: int, sums: Tensor, *more: object
+    ) -> None:
         if self._table:
-            self._kernels.flatten(0, 1)[self._table.rows] = self._table.weight.detach()
+            self._kernels.flatten(0, 1)[self._places] = self._table.weight.detach()
         tensors = [data.images, data.labels, *arguments]
         batch = _Batch(*(None if tensor is None else tensor.data_ptr() for tensor in tensors), count)
-        sums = torch.empty(self._blocks(count), 2, dtype=torch.float64)
         function = getattr(self._library, name)
         places = map(_pointer, (self._networks, sums))
-        function(self._weight_pointers, ctypes.byref(batch), self._threads, *places, *more)
-        return sums.sum(0)
+        function(_pointers(self._dense), ctypes.byref(batch), self._threads, *places, *more)
 
-    def _dropout(self, count: int) -> Tensor | None:
-        """What each output of C5 and F6 is multiplied by, (B, 204): the numbers that nn.Dropout would draw."""
+    def _optimizer(self, rates: Tensor) -> _Optimizer:
+        first, second, *_ = [*map(_pointers, self._moments), None, None]
+        params = self._params
+        return _Optimizer(_pointer(rates), first, second, params.weight_decay, params.momentum, self._taken)
+
+    def _dropout(self, batches: Sequence[Tensor]) -> Tensor | None:
+        """What each output of C5 and F6 is multiplied by, (n, 204): the numbers that nn.Dropout would draw."""
         kept = 1 - self._model.dropout.p
         if kept == 1:
             return None
-        layers = (self._model.c5, self._model.f6)
-        return torch.cat([torch.empty(count, layer.out_features).bernoulli_(kept) / kept for layer in layers], 1)
+        sizes = [layer.out_features for layer in (self._model.c5, self._model.f6)]
+        drawn = [[torch.empty(len(batch), size).bernoulli_(kept) for size in sizes] for batch in batches]
+        return torch.cat([torch.cat(layers, 1) for layers in drawn]) / kept
 
     def _blocks(self, count: int) -> int:
         return -(-count // int(self._library.lanes()))

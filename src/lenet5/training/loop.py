@@ -18,7 +18,7 @@ from lenet5.results.history import EpochRow
 from lenet5.training.card_errors import card_errors
 from lenet5.training.device import pick_device, set_deterministic, set_precision
 from lenet5.training.engine import Engine, EngineChoice, EpochResult, choose_engine
-from lenet5.training.recipe import draw_plan, learning_rates, make_optimizer
+from lenet5.training.recipe import draw_plan, learning_rates
 
 
 class DivergedError(UserError):
@@ -90,7 +90,7 @@ class Training(Progress):
     def __init__(self, model: LeNet5, splits: Splits, params: TrainParams, choice: EngineChoice) -> None:
         super().__init__(params)
         self._model, self._splits, self._choice = laid_out(model, choice), splits, choice
-        self._engine = Engine(choice, model, make_optimizer(model.parameters(), params), splits, params)
+        self._engine = Engine(choice, model, splits, params)
         self._generator = torch.Generator().manual_seed(params.seed)
         self._steps = math.ceil(len(splits.train) / params.batch_size)
         self._rates = learning_rates(params, self._steps * params.epochs)

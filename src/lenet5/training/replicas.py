@@ -17,7 +17,15 @@ from lenet5.network.lenet5 import LeNet5
 from lenet5.params import ModelParams, TrainParams
 from lenet5.results.evaluation import Measure
 from lenet5.training import cuda_graph
-from lenet5.training.engine import EngineChoice, EpochResult, brief_steps, compiled, run_launches, run_steps
+from lenet5.training.engine import (
+    EngineChoice,
+    EpochResult,
+    brief_steps,
+    compiled,
+    run_launches,
+    run_steps,
+    state_tensors,
+)
 from lenet5.training.loop import Progress, epoch_row, make_model, refuse_divergence
 from lenet5.training.recipe import EpochPlan, autograd, draw_batch, draw_plan, learning_rates, make_optimizer
 
@@ -74,9 +82,8 @@ def replica_epochs(
     steps: Callable[..., Tensor] = partial(run_steps, stack, optimizer, plain, fast, params.batch_size)
     counts: Callable[..., Tensor] = partial(stack_counts, stack, list(splits.measured().values()))
     if choice.name == "graph":
-        tensors = [*stack.parameters(), *(value for state in optimizer.state.values() for value in state.values())]
         brief = partial(brief_steps, steps, params.batch_size)
-        steps = cuda_graph.Replayed(steps, brief, lambda: tensors, recorder)
+        steps = cuda_graph.Replayed(steps, brief, partial(state_tensors, stack, optimizer), recorder)
         counts = cuda_graph.Replayed(counts, counts, list, recorder)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     progress = [Progress(params) for _ in seeds]

@@ -347,7 +347,7 @@ def test_engines_and_replicas_warm_up_by_those_steps_alone(
     params, choice = train_params(epochs=1, batch_size=10), EngineChoice("graph", False, "")
     assert len(splits.train) == 32
     model = make_model(model_params(), 0, CPU)
-    engine = Engine(choice, model, make_optimizer(model.parameters(), params), splits, params, recorder)
+    engine = Engine(choice, model, splits, params, recorder)
     engine.train_epoch(draw_plan(32, params.augmentation, torch.Generator()), [0.1] * 4)
     assert warmed == [[10], [2]], "a launch of three steps, and one of the last, smaller one"
     list(replicas.replica_epochs(model_params(), splits, params, [1, 2], choice, recorder))

@@ -20,7 +20,7 @@ from lenet5.training import engine as engine_module
 from lenet5.training.cuda_graph import WARM_UPS
 from lenet5.training.device import pick_device, set_deterministic, set_precision
 from lenet5.training.engine import Engine, EngineChoice, EpochResult, choose_engine, count_all
-from lenet5.training.recipe import EpochPlan, augment, batch_loss, draw_plan, make_optimizer
+from lenet5.training.recipe import EpochPlan, augment, batch_loss, draw_plan
 
 TrainParamsOf = Callable[..., TrainParams]
 EAGER = EngineChoice("eager", False, "")
@@ -34,7 +34,7 @@ def plan_generator(seed: int = 0) -> torch.Generator:
 
 def train_epoch(model: LeNet5, data: Split, plan: EpochPlan, rates: list[float], params: TrainParams) -> EpochResult:
     splits = Splits(data, data, None, data)
-    engine = Engine(EAGER, model, make_optimizer(model.parameters(), params), splits, params)
+    engine = Engine(EAGER, model, splits, params)
     return engine.train_epoch(plan, rates)
 
 
@@ -172,7 +172,7 @@ def test_recorded_steps_see_each_epochs_plan_rates_and_weights_and_nothing_of_th
     for choice in (EAGER, GRAPH):
         torch.manual_seed(0)
         model = LeNet5(model_params(**model_changes))
-        engine = Engine(choice, model, make_optimizer(model.parameters(), params), splits, params, replaying)
+        engine = Engine(choice, model, splits, params, replaying)
         generator, history, middle = plan_generator(), [], None
         for epoch in range(3):
             plan = draw_plan(len(splits.train), params.augmentation, generator)
@@ -193,7 +193,7 @@ def test_an_engine_measures_what_evaluation_measures(
     model: LeNet5, train_params: TrainParamsOf, splits: Splits
 ) -> None:
     params = train_params()
-    engine = Engine(EAGER, model, make_optimizer(model.parameters(), params), splits, params)
+    engine = Engine(EAGER, model, splits, params)
     assert engine.measure() == {name: measure(model, split) for name, split in splits.measured().items()}
 
 

@@ -1,8 +1,10 @@
 import ctypes
+import math
 import os
 import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from torch import Tensor
 
 from lenet5.data.datasets import Split, Splits
@@ -74,6 +77,12 @@ def native(model: LeNet5, data: Split, params: TrainParams, threads: int = 2) ->
     return lanes.Lanes(lanes.library(model.params), model, Splits(data, data, None, data), params, threads)
 
 
+def a_step(trained: lanes.Lanes, batch: tuple[Tensor, Tensor, Tensor], rate: float = 0) -> tuple[float, float]:
+    """Its loss and hits."""
+    loss, correct = trained.steps(*batch, torch.tensor([rate])).flatten().tolist()
+    return loss, correct
+
+
 def batch_of(size: int, of: int) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(size)
     flips = torch.rand(size, generator=generator) < 0.5
@@ -99,14 +108,16 @@ def test_loss_hits_and_gradients_are_no_further_from_float64_than_pytorchs(
         loss = F.cross_entropy(logits, labels, label_smoothing=0.1)
         return loss, (logits.argmax(1) == labels).sum(), list(torch.autograd.grad(loss, net.parameters()))
 
-    loss, correct = native(model, data, moved).gradients(order, flips, shifts)
+    trained = native(model, data, moved)
+    loss, correct = a_step(trained, (order, flips, shifts))
     exact, hits, gradients = by_pytorch(torch.float64)
     assert abs(loss - exact) < 1e-6 * exact
     assert correct == hits
-    for (name, weight), right, usual in zip(
-        model.named_parameters(), gradients, by_pytorch(torch.float32)[2], strict=True
+    names = [name for name, _ in model.named_parameters()]
+    for name, found, right, usual in zip(
+        names, trained.gradients(), gradients, by_pytorch(torch.float32)[2], strict=True
     ):
-        assert relative(weight.grad, right) < max(2e-6, relative(usual, right)), name  # type: ignore[arg-type]
+        assert relative(found, right) < max(2e-6, relative(usual, right)), name
 
 
 def test_dropout_draws_the_numbers_that_pytorch_draws(
@@ -116,13 +127,43 @@ def test_dropout_draws_the_numbers_that_pytorch_draws(
     model, data = LeNet5(model_params(activation="tanh", dropout=0.3)), random_split(30, 1)
     batch = batch_of(21, len(data))
     random = torch.get_rng_state()
-    loss, _ = native(model, data, train_params(batch_size=21)).gradients(*batch)
+    trained = native(model, data, train_params(batch_size=21))
+    loss, _ = a_step(trained, batch)
     torch.set_rng_state(random)
     expected = F.cross_entropy(model(data.images[batch[0]][:, None] / 255), data.labels[batch[0]])
     gradients = torch.autograd.grad(expected, list(model.parameters()))
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
-    for weight, right in zip(model.parameters(), gradients, strict=True):
-        assert relative(weight.grad, right) < 1e-5  # type: ignore[arg-type]
+    assert loss == pytest.approx(expected.item(), rel=1e-6)
+    for found, right in zip(trained.gradients(), gradients, strict=True):
+        assert relative(found, right) < 1e-5
+
+
+@pytest.mark.parametrize("c3", ["full", "paper"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "sgd"},
+        {"optimizer": "sgd", "weight_decay": 0.1},
+        {"optimizer": "sgd", "momentum": 0.9, "weight_decay": 0.1},
+        {"optimizer": "adamw", "weight_decay": 0.1},
+    ],
+    ids=str,
+)
+def test_the_optimizer_steps_as_pytorchs(
+    model_params: ModelParamsOf, train_params: TrainParamsOf, random_split: RandomSplit,
+    changes: dict[str, Any], c3: str,
+) -> None:  # fmt: skip
+    torch.manual_seed(0)
+    model, data, params = LeNet5(model_params(c3=c3)), random_split(100, 1), train_params(batch_size=20, **changes)
+    usual = deepcopy(model)
+    trained, optimizer = native(model, data, params), make_optimizer(usual.parameters(), params)
+    for number, rate in enumerate([0.02, 0.01, 0.01, 0.005]):
+        a_step(trained, batch_of(20, len(data)), rate)
+        for weight, gradient in zip(usual.parameters(), trained.gradients(), strict=True):
+            weight.grad = gradient.clone()
+        optimizer.param_groups[0]["lr"] = torch.tensor(rate)
+        optimizer.step()
+        for one, other in zip(model.parameters(), usual.parameters(), strict=True):
+            assert relative(one, other) < 5e-7, number
 
 
 @pytest.mark.parametrize("changes", COMBINATIONS, ids=str)
@@ -160,7 +201,7 @@ def test_a_training_is_the_same_to_the_last_bit_on_any_number_of_threads(
         torch.manual_seed(0)
         model = LeNet5(model_params(dropout=0.2))
         splits = Splits(data, data, None, data)
-        engine = Engine(LANES, model, make_optimizer(model.parameters(), params), splits, params)
+        engine = Engine(LANES, model, splits, params)
         generator = torch.Generator().manual_seed(0)
         for _ in range(3):
             losses = engine.train_epoch(draw_plan(500, params.augmentation, generator), [0.01] * 4).losses
@@ -191,6 +232,39 @@ def test_activations_are_exact_to_a_few_units_in_the_last_place_over_all_of_floa
     assert units.max() <= bound
 
 
+WHAT_TRAINING_IMPORTS = """
+import sys
+from pathlib import Path
+
+import torch
+
+from lenet5.data.datasets import Split, Splits
+from lenet5.params import load_params
+from lenet5.training.loop import Training, make_model, prepare
+
+def load(*_):
+    return Splits(*[Split(torch.zeros(400, 28, 28, dtype=torch.uint8), torch.zeros(400, dtype=torch.long))] * 4)
+
+params = load_params(Path("params.yaml"))
+splits, engine = prepare(Path(), params, load)
+next(Training(make_model(params.model, 0, torch.device("cpu")), splits, params.train, engine).epochs())
+print(engine.name, *sys.modules)
+"""
+
+
+def test_training_starts_without_the_modules_of_torch_compile_whose_import_takes_seconds(tmp_path: Path) -> None:
+    content = yaml.safe_load(Path("params.yaml").read_text())
+    content["train"] |= {"device": "cpu", "engine": "lanes", "optimizer": "adamw", "deterministic": True}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    done = subprocess.run(
+        [sys.executable, "-c", WHAT_TRAINING_IMPORTS], cwd=tmp_path, env=os.environ | {"DVC_ROOT": str(tmp_path)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    engine, *modules = done.stdout.split()
+    assert engine == "lanes"
+    assert not {"torch._dynamo", "torch._inductor"} & set(modules)
+
+
 def test_nan_in_the_weights_is_nan_in_the_loss(
     model_params: ModelParamsOf, train_params: TrainParamsOf, random_split: RandomSplit
 ) -> None:
@@ -200,8 +274,8 @@ def test_nan_in_the_weights_is_nan_in_the_loss(
             model = LeNet5(model_params(activation=activation))
             with torch.no_grad():
                 getattr(model, name).bias[0] = torch.nan
-            loss, _ = native(model, data, train_params(batch_size=20)).gradients(*batch_of(20, 20))
-            assert loss.isnan(), (activation, name)
+            loss, _ = a_step(native(model, data, train_params(batch_size=20)), batch_of(20, 20))
+            assert math.isnan(loss), (activation, name)
 
 
 def test_weights_that_the_compiled_code_would_misread_are_refused(

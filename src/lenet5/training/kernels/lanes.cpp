@@ -15,10 +15,11 @@
 #include <cstring>
 
 #include "layers.hpp"
+#include "optimizer.hpp"
 
 namespace {
 
-constexpr int SIDE = 28, PIXELS = SIDE * SIDE, PADDING = 2, CLASSES = 10, DROPPED = 120 + 84;
+constexpr int SIDE = 28, PIXELS = SIDE * SIDE, PADDING = 2, KERNEL = K * K, CLASSES = 10, DROPPED = 120 + 84;
 
 struct Image {
     Factors<400, 120> c5;
@@ -42,6 +43,17 @@ struct Batch {
     int64_t count;
 
     int64_t image(int64_t n) const { return order ? order[n] : n; }
+
+    // Up to `size` images from `first` on, of a batch with an order.
+    Batch part(int64_t first, int64_t size) const {
+        return {pixels,
+                labels,
+                order + first,
+                flips ? flips + first : nullptr,
+                shifts ? shifts + 2 * first : nullptr,
+                factors ? factors + first * DROPPED : nullptr,
+                std::min(size, count - first)};
+    }
 };
 
 struct Levels {
@@ -55,7 +67,7 @@ constexpr Levels LEVELS;
 // The network on a block of images, one in each lane of a Vector.
 template <typename Vector>
 struct Network {
-    using C1 = Convolution<Vector, 1, 6, 32>;
+    using C1 = Convolution<Vector, 1, 6, SIDE + 2 * PADDING>;
     using C3 = Convolution<Vector, 6, 16, 14>;
     using C5 = Linear<Vector, 400, 120>;
     using F6 = Linear<Vector, 120, 84>;
@@ -73,7 +85,7 @@ struct Network {
         const float* factors = batch.factors ? batch.factors + first * DROPPED : nullptr;
         load(batch, first, have);
         C1::template forward<6, REGISTERS / 8>(x, kernels<C1>(w[0]), w[1], c1, s2);
-        C3::template forward<REGISTERS / 2, 1>(s2, kernels<C3>(w[2]), w[3], c3, s4);
+        C3::template forward<WIDE ? 16 : 2, WIDE ? 1 : 5>(s2, kernels<C3>(w[2]), w[3], c3, s4);
         C5::template forward<12>(&s4[0][0][0], w[4], w[5], c5);
         activate<120>(factors, have, c5, kept5);
         F6::template forward<12>(kept5, w[6], w[7], f6);
@@ -120,7 +132,7 @@ struct Network {
         C3::template kernel_gradient<REGISTERS / 8>(dc3, s2, block.dc3, block.dc3_bias);
         C3::input_gradient(dc3, kernels<C3>(w[2]), ds2);
         C1::unpool(ds2, s2, c1, dc1);
-        C1::template kernel_gradient<REGISTERS == 32 ? 3 : 2>(dc1, x, block.dc1, block.dc1_bias);
+        C1::template kernel_gradient<WIDE ? 3 : 2>(dc1, x, block.dc1, block.dc1_bias);
     }
 
   private:
@@ -171,9 +183,11 @@ struct Network {
 
 template <typename Part>
 void add_up(const Block* blocks, int64_t count, Part Block::*part, int begin, int end, float* sum) {
-    for (int i = begin; i < end; i++) {
-        sum[i] = 0;
-        for (int64_t n = 0; n < count; n++) sum[i] += reinterpret_cast<const float*>(&(blocks[n].*part))[i];
+    std::fill(sum + begin, sum + end, 0.f);
+    for (int64_t n = 0; n < count; n++) {
+        const float* added = reinterpret_cast<const float*>(&(blocks[n].*part));
+#pragma omp simd
+        for (int i = begin; i < end; i++) sum[i] += added[i];
     }
 }
 
@@ -198,46 +212,72 @@ void measure(const float* const* weights, const Batch* batch, int threads, Netwo
     }
 }
 
-// As `measure`, and the gradients of the batch's mean loss.
-void step(const float* const* weights, const Batch* batch, int threads, Network<Whole>* networks, double* sums,
-          float smoothing, Block* kept, Image* images, float* const* gradients) {
-    const int64_t count = batch->count, blocks = (count + LANES - 1) / LANES;
-    constexpr bool wide = REGISTERS == 32;
+// A step of training on every `size` images of the batch, one step after the other. As `measure`, `sums` (steps, blocks
+// of `size`, 2). `gradients` are those of the last step. What `kernels` holds, C3's connections, stands at `places` of
+// its dense weights.
+void train(float* const* weights, const Batch* batch, int threads, Network<Whole>* networks, double* sums,
+           int64_t size, float smoothing, Block* kept, Image* images, float* const* gradients, float* kernels,
+           const int64_t* places, int64_t connections, const Optimizer* optimizer) {
+    const int64_t most = (size + LANES - 1) / LANES;
 #pragma omp parallel num_threads(threads)
-    {
+    for (int64_t step = 0; step * size < batch->count; step++) {
+        const Batch now = batch->part(step * size, size);
+        const int64_t blocks = (now.count + LANES - 1) / LANES;
+        const Update update(*optimizer, step);
+        const auto learn = [&](int tensor, int64_t begin, int64_t count) {
+            update(tensor, begin, count, weights[tensor] + begin, gradients[tensor] + begin);
+        };
         Network<Whole>& network = networks[omp_get_thread_num()];
 #pragma omp for schedule(dynamic)
         for (int64_t n = 0; n < blocks; n++) {
-            const int64_t first = n * LANES, have = std::min<int64_t>(LANES, count - first);
+            const int64_t first = n * LANES, have = std::min<int64_t>(LANES, now.count - first);
             const auto pass = [&](auto& on) {
-                on.forward(weights, *batch, first, have);
-                on.entropy(*batch, first, have, smoothing, sums + 2 * n);
-                on.backward(weights, *batch, first, have, kept[n], images + first);
+                on.forward(weights, now, first, have);
+                on.entropy(now, first, have, smoothing, sums + 2 * (step * most + n));
+                on.backward(weights, now, first, have, kept[n], images + first);
             };
-            if (have > LANES / 2)
-                pass(network);
-            else  // a batch's last images, in half the time
+            if (WIDE && have <= LANES / 2)  // a batch's last images, in half the time
                 pass(reinterpret_cast<Network<Half>&>(network));
+            else
+                pass(network);
         }
 #pragma omp for schedule(dynamic) nowait
-        for (int o = 0; o < 120; o += wide ? 5 : 2)
-            linear_gradient<wide ? 5 : 2, 5>(images, count, &Image::c5, o, gradients[4], gradients[5]);
+        for (int o = 0; o < 120; o += 12) {
+            linear_gradient<12>(images, now.count, &Image::c5, o, gradients[4], gradients[5]);
+            learn(4, o * 400, 12 * 400);
+            learn(5, o, 12);
+        }
 #pragma omp for schedule(dynamic) nowait
-        for (int o = 0; o < 84; o += wide ? 6 : 2)
-            linear_gradient<wide ? 6 : 2, 4>(images, count, &Image::f6, o, gradients[6], gradients[7]);
-#pragma omp for schedule(dynamic) nowait
-        for (int o = 0; o < CLASSES; o += 2)
-            linear_gradient<2, wide ? 6 : 3>(images, count, &Image::output, o, gradients[8], gradients[9]);
+        for (int o = 0; o < 84; o += 12) {
+            linear_gradient<12>(images, now.count, &Image::f6, o, gradients[6], gradients[7]);
+            learn(6, o * 120, 12 * 120);
+            learn(7, o, 12);
+        }
+#pragma omp single nowait
+        {
+            linear_gradient<CLASSES>(images, now.count, &Image::output, 0, gradients[8], gradients[9]);
+            learn(8, 0, CLASSES * 84);
+            learn(9, 0, CLASSES);
+        }
 #pragma omp for schedule(dynamic) nowait
         for (int o = 0; o < 16; o++) {
-            add_up(kept, blocks, &Block::dc3, o * 150, (o + 1) * 150, gradients[2]);
+            add_up(kept, blocks, &Block::dc3, o * 6 * KERNEL, (o + 1) * 6 * KERNEL, gradients[2]);
             add_up(kept, blocks, &Block::dc3_bias, o, o + 1, gradients[3]);
+            for (int64_t k = 0; k < connections; k++)
+                if (const int64_t at = places[k] * KERNEL; places[k] / 6 == o) {
+                    update(2, k * KERNEL, KERNEL, kernels + k * KERNEL, gradients[2] + at);
+                    std::memmove(weights[2] + at, kernels + k * KERNEL, KERNEL * sizeof(float));
+                }
+            learn(3, o, 1);
         }
 #pragma omp for schedule(dynamic) nowait
         for (int o = 0; o < 6; o++) {
-            add_up(kept, blocks, &Block::dc1, o * 25, (o + 1) * 25, gradients[0]);
+            add_up(kept, blocks, &Block::dc1, o * KERNEL, (o + 1) * KERNEL, gradients[0]);
             add_up(kept, blocks, &Block::dc1_bias, o, o + 1, gradients[1]);
+            learn(0, o * KERNEL, KERNEL);
+            learn(1, o, 1);
         }
+#pragma omp barrier
     }
 }
 

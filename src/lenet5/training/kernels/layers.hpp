@@ -147,36 +147,39 @@ struct Factors {
     float dy[OUT];
 };
 
-// The gradient by the weights and biases of GROUP outputs. Here the lanes of a vector are inputs of one image.
-template <int GROUP, int VECTORS, typename Image, int IN, int OUT>
-void linear_gradient(const Image* images, int64_t count, Factors<IN, OUT> Image::*layer, int first, float* dw,
+// The gradient by the weights and biases of OUTPUTS outputs. Here the lanes of a vector are inputs of one image.
+template <int OUTPUTS, typename Image, int IN, int OUT>
+void linear_gradient(const Image* images, int64_t count, Factors<IN, OUT> Image::*layer, int begin, float* dw,
                      float* dbias) {
-    static_assert(OUT % GROUP == 0 && Factors<IN, OUT>::ROW % (VECTORS * LANES) == 0);
-    for (int start = 0; start < IN; start += VECTORS * LANES) {
-        Whole sum[GROUP][VECTORS] = {};
-        for (int64_t begin = 0; begin < count; begin += LANES) {
-            Whole part[GROUP][VECTORS] = {};  // sums of few numbers round less
-            for (int64_t n = begin; n < std::min(begin + LANES, count); n++) {
-                const Whole* x = reinterpret_cast<const Whole*>((images[n].*layer).x + start);
-                const float* dy = (images[n].*layer).dy + first;
+    constexpr int VECTORS = 2, GROUP = WIDE ? OUTPUTS : OUTPUTS / 2, FEW = 16;
+    static_assert(OUT % OUTPUTS == 0 && OUTPUTS % GROUP == 0 && Factors<IN, OUT>::ROW % (VECTORS * LANES) == 0);
+    // A column of all images' inputs stays in the cache for all outputs.
+    for (int start = 0; start < IN; start += VECTORS * LANES)
+        for (int first = begin; first < begin + OUTPUTS; first += GROUP) {
+            Whole sum[GROUP][VECTORS] = {};
+            for (int64_t from = 0; from < count; from += FEW) {
+                Whole part[GROUP][VECTORS] = {};  // sums of few numbers round less
+                for (int64_t n = from; n < std::min(from + FEW, count); n++) {
+                    const Whole* x = reinterpret_cast<const Whole*>((images[n].*layer).x + start);
+                    const float* dy = (images[n].*layer).dy + first;
+#pragma GCC unroll 16
+                    for (int o = 0; o < GROUP; o++)
+#pragma GCC unroll 16
+                        for (int j = 0; j < VECTORS; j++) part[o][j] += dy[o] * x[j];
+                }
 #pragma GCC unroll 16
                 for (int o = 0; o < GROUP; o++)
 #pragma GCC unroll 16
-                    for (int j = 0; j < VECTORS; j++) part[o][j] += dy[o] * x[j];
+                    for (int j = 0; j < VECTORS; j++) sum[o][j] += part[o][j];
             }
-#pragma GCC unroll 16
-            for (int o = 0; o < GROUP; o++)
-#pragma GCC unroll 16
-                for (int j = 0; j < VECTORS; j++) sum[o][j] += part[o][j];
+            const int size = std::min(VECTORS * LANES, IN - start);
+            for (int o = 0; o < GROUP; o++) std::memcpy(dw + (first + o) * IN + start, sum[o], size * sizeof(float));
         }
-        const int size = std::min(VECTORS * LANES, IN - start);
-        for (int o = 0; o < GROUP; o++) std::memcpy(dw + (first + o) * IN + start, sum[o], size * sizeof(float));
-    }
-    for (int o = first; o < first + GROUP; o++) {
-        float sum[LANES] = {};
-        for (int64_t n = 0; n < count; n++) sum[n % LANES] += (images[n].*layer).dy[o];
+    for (int o = begin; o < begin + OUTPUTS; o++) {
+        float sum[FEW] = {};
+        for (int64_t n = 0; n < count; n++) sum[n % FEW] += (images[n].*layer).dy[o];
         dbias[o] = 0;
-        for (int lane = 0; lane < LANES; lane++) dbias[o] += sum[lane];
+        for (float part : sum) dbias[o] += part;
     }
 }
 

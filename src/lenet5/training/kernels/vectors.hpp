@@ -14,6 +14,7 @@ constexpr int LANES = 8, REGISTERS = 16;
 #else
 #error "vector registers too small to hold eight images"
 #endif
+constexpr bool WIDE = REGISTERS == 32;
 
 typedef float Whole __attribute__((vector_size(LANES * sizeof(float))));
 typedef float Half __attribute__((vector_size(LANES / 2 * sizeof(float))));
