@@ -69,7 +69,8 @@ def set_deterministic(deterministic: bool) -> None:
     """Refuse, or allow, operations whose result may differ between two runs on one device."""
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when CUDA starts
-    torch.use_deterministic_algorithms(deterministic)
+    # As torch.use_deterministic_algorithms, which also imports torch.compile's modules, for seconds, to tell them so.
+    torch.set_deterministic_debug_mode("error" if deterministic else "default")
     # Nothing here reads memory before it is written; filling it would cost a pass over every new tensor.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not deterministic
