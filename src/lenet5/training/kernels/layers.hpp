@@ -137,11 +137,11 @@ struct Linear {
     }
 };
 
-// What an image leaves for the gradient of a fully connected layer: its inputs, filled up to whole vectors, and the
+// What an image leaves for the gradient of a fully connected layer: its inputs, filled up to pairs of vectors, and the
 // gradient by its outputs.
 template <int IN, int OUT>
 struct Factors {
-    static constexpr int ROW = (IN + 15) / 16 * 16;
+    static constexpr int ROW = (IN + 2 * LANES - 1) / (2 * LANES) * (2 * LANES);
 
     alignas(Whole) float x[ROW];
     float dy[OUT];
