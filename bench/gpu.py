@@ -114,7 +114,7 @@ def speed(setting: Setting) -> Figures:
             model = make_model(one[0], 0, device).to(memory_format=memory_format)
             before, spent = _memory(device), {"warming_up": 0.0, "capturing": 0.0}
             recorder = partial(record_and_time, spent)
-            epoch = _epoch(_engine(model, choice, splits, one, recorder), splits, one)
+            epoch = _epoch(Engine(choice, model, splits, one[1], recorder), splits, one)
             first = _timed(epoch, device)
             yield (
                 f"{engine}, {layout}",
@@ -173,7 +173,7 @@ def profile(setting: Setting) -> Figures:
     few = _few_steps(splits, one, 10)
     steps = -(-len(few.train) // BATCH)
     for engine, choice in engines(device).items():
-        epoch = _epoch(_engine(laid_out(make_model(one[0], 0, device), choice), choice, few, one), few, one)
+        epoch = _epoch(Engine(choice, laid_out(make_model(one[0], 0, device), choice), few, one[1]), few, one)
         epoch()
         with torch.profiler.profile() as profiler:
             _timed(epoch, device)
@@ -190,7 +190,7 @@ def evaluation(setting: Setting) -> Figures:
     """Milliseconds to measure the weights on all splits."""
     device, splits, one = _set_up(setting)
     for engine, choice in engines(device).items():
-        measuring = _engine(laid_out(make_model(one[0], 0, device), choice), choice, splits, one).measure
+        measuring = Engine(choice, laid_out(make_model(one[0], 0, device), choice), splits, one[1]).measure
         measuring()
         yield f"{engine}, ms", _median_ms(measuring, device, 1 if setting.small else 5)
 
@@ -231,7 +231,7 @@ def full_memory(setting: Setting) -> Figures:
         yield "out of memory", "left out: it needs a card"
         return
     model, choice = make_model(one[0], 0, device), EngineChoice("graph", False, "")
-    engine = _engine(model, choice, splits, one, record_without_memory)
+    engine = Engine(choice, model, splits, one[1], record_without_memory)
     try:
         _epoch(engine, splits, one)()
     except CardError as error:
@@ -417,16 +417,6 @@ def _few_steps(splits: Splits, one: Recipe, steps: int) -> Splits:
 
 def _chosen(one: Recipe, splits: Splits, device: torch.device) -> EngineChoice:
     return choose_engine(*one, len(splits.train), device) if device.type == "cuda" else EAGER
-
-
-def _engine(
-    model: Any,
-    choice: EngineChoice,
-    splits: Splits,
-    one: Recipe,
-    recorder: cuda_graph.Recorder = cuda_graph.record,
-) -> Engine:
-    return Engine(choice, model, splits, one[1], recorder)
 
 
 def _epoch(engine: Engine, splits: Splits, one: Recipe) -> Callable[[], object]:

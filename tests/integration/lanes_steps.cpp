@@ -1,4 +1,5 @@
-// Three steps of lanes.cpp on numbers made up here, for machines that have no Python: prints what they give to the last bit.
+// Three steps of lanes.cpp on numbers made up here, for machines that have no Python: prints what they give to the last
+// bit.
 
 #include "lanes.cpp"
 
