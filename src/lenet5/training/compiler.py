@@ -13,7 +13,10 @@ from pathlib import Path
 
 from lenet5.files import digest, write_bytes
 
-FLAGS = ("-O2", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
+FLAGS = (
+    *("-O2", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC"),
+    "-std=gnu++14",  # enough for what is here, and of the standard library there is less to read
+)
 
 _PATIENCE = 60
 _LOCK_PATIENCE = 2 * _PATIENCE

@@ -148,11 +148,12 @@ struct Network {
             const uint8_t* image = batch.pixels + batch.image(n) * PIXELS;
             const bool flip = batch.flips && batch.flips[n];
             const int down = batch.shifts ? batch.shifts[2 * n] : 0, right = batch.shifts ? batch.shifts[2 * n + 1] : 0;
-            for (int row = std::max(0, down); row < std::min(SIDE, SIDE + down); row++)
-                for (int column = std::max(0, right); column < std::min(SIDE, SIDE + right); column++) {
-                    const int from = flip ? SIDE - 1 - (column - right) : column - right;
-                    x[0][row + PADDING][column + PADDING][lane] = LEVELS.of[image[(row - down) * SIDE + from]];
-                }
+            const int step = flip ? -1 : 1, start = flip ? SIDE - 1 + right : -right;
+            for (int row = std::max(0, down); row < std::min(SIDE, SIDE + down); row++) {
+                const uint8_t* from = image + (row - down) * SIDE + start;
+                for (int column = std::max(0, right); column < std::min(SIDE, SIDE + right); column++)
+                    x[0][row + PADDING][column + PADDING][lane] = LEVELS.of[from[step * column]];
+            }
         }
     }
 
@@ -264,7 +265,8 @@ void train(float* const* weights, const Batch* batch, int threads, Network<Whole
             add_up(kept, blocks, &Block::dc3, o * 6 * KERNEL, (o + 1) * 6 * KERNEL, gradients[2]);
             add_up(kept, blocks, &Block::dc3_bias, o, o + 1, gradients[3]);
             for (int64_t k = 0; k < connections; k++)
-                if (const int64_t at = places[k] * KERNEL; places[k] / 6 == o) {
+                if (places[k] / 6 == o) {
+                    const int64_t at = places[k] * KERNEL;
                     update(2, k * KERNEL, KERNEL, kernels + k * KERNEL, gradients[2] + at);
                     std::memmove(weights[2] + at, kernels + k * KERNEL, KERNEL * sizeof(float));
                 }

@@ -64,20 +64,32 @@ struct Convolution {
                 }
     }
 
+    // By two columns of pixels at a time: a kernel's number, once fetched, serves both.
     static void input_gradient(const Output& dy, const Kernels& w, Input& dx) {
-        static_assert(OUT % 2 == 0);
+        static_assert(SIZE % 2 == 0);
         for (int row = 0; row < SIZE; row++)
-            for (int column = 0; column < SIZE; column++) {
-                Vector sum[2][IN] = {};  // two, for the next addition need not wait for the last
-                for (int o = 0; o < OUT; o += 2)
-                    for (int r = std::max(0, row - CONVOLVED + 1); r <= std::min(K - 1, row); r++)
-                        for (int c = std::max(0, column - CONVOLVED + 1); c <= std::min(K - 1, column); c++)
+            for (int column = 0; column < SIZE; column += 2) {
+                Vector sum[2][IN] = {};
+                // Of the kernel's columns, those under which dy has pixels for both.
+                const int first = std::max(0, column + 2 - CONVOLVED), last = std::min(K - 1, column);
+                for (int o = 0; o < OUT; o++)
+                    for (int r = std::max(0, row - CONVOLVED + 1); r <= std::min(K - 1, row); r++) {
+                        const Vector* at = &dy[o][row - r][column];
+                        for (int c = first; c <= last; c++)
 #pragma GCC unroll 16
                             for (int i = 0; i < IN; i++) {
-                                sum[0][i] += w[o][i][r][c] * dy[o][row - r][column - c];
-                                sum[1][i] += w[o + 1][i][r][c] * dy[o + 1][row - r][column - c];
+                                sum[0][i] += w[o][i][r][c] * at[-c];
+                                sum[1][i] += w[o][i][r][c] * at[1 - c];
                             }
-                for (int i = 0; i < IN; i++) dx[i][row][column] = sum[0][i] + sum[1][i];
+                        if (first > 0)
+#pragma GCC unroll 16
+                            for (int i = 0; i < IN; i++) sum[0][i] += w[o][i][r][first - 1] * at[1 - first];
+                        if (last < K - 1)
+#pragma GCC unroll 16
+                            for (int i = 0; i < IN; i++) sum[1][i] += w[o][i][r][last + 1] * at[-last];
+                    }
+                for (int i = 0; i < IN; i++)
+                    for (int j = 0; j < 2; j++) dx[i][row][column + j] = sum[j][i];
             }
     }
 

@@ -43,12 +43,11 @@ Vector exponential(Vector x) {
     const float shift = 12582912.f;  // 1.5 * 2^23, beside which fractions are rounded away
     const Vector n = (x * 1.44269504f + shift) - shift;
     x = x - n * 0.693359375f + n * 2.12194440e-4f;
-    Vector y = x * 1.9875691500e-4f + 1.3981999507e-3f;
-    y = y * x + 8.3334519073e-3f;
-    y = y * x + 4.1665795894e-2f;
-    y = y * x + 1.6666665459e-1f;
-    y = y * x + 5.0000001201e-1f;
-    y = y * x * x + x + 1.f;
+    // In pairs (Estrin): one product after the other would keep the processor waiting.
+    const Vector square = x * x;
+    Vector y = (x * 1.9875691500e-4f + 1.3981999507e-3f) * square + (x * 8.3334519073e-3f + 4.1665795894e-2f);
+    y = y * square + (x * 1.6666665459e-1f + 5.0000001201e-1f);
+    y = y * square + (x + 1.f);
     const Integers bits = (__builtin_convertvector(n, Integers) + 127) << 23;
     Vector power;
     std::memcpy(&power, &bits, sizeof power);
