@@ -105,8 +105,11 @@ def test_a_sweeps_winner_is_put_to_the_test(sweep: Project) -> None:
     again = sweep.run("lenet5", "sweep", "confirm", "tiny", "--seeds", "3")
     assert "of 7: trial" not in again.stdout
     sweep.run("lenet5", "sweep", "recipe", "tiny")
+    around = sweep.params()
+    sweep.edit({"train.batch_size": 77, "train.seed": 5})  # of another who takes the recipe up
     sweep.run("lenet5", "recipe", "recipes/tiny.yaml")
-    assert sweep.params()["train"]["optimizer"] == "adamw"
+    now = sweep.params()["train"]
+    assert (now["optimizer"], now["batch_size"], now["seed"]) == ("adamw", around["train"]["batch_size"], 5)
 
 
 def test_whoever_is_killed_the_same_command_goes_on(sweep: Project, tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ from lenet5.workspace import PARAMS_FILE, PIPELINE_FILE
 RECIPES, TABLES = Path("recipes"), Path("sweeps")
 CONFIRMATION = "confirmation.md"
 _LEAST_PAIRS = 2
+_LUCK_AND_MACHINE = {"seed", "deterministic", "device", "engine"}
 
 
 def confirm(name: str, top: int, seeds: int, on: str | None, gpus: float) -> int:
@@ -57,7 +58,10 @@ def confirm(name: str, top: int, seeds: int, on: str | None, gpus: float) -> int
         with closing(engine_of(plan, base, on, gpus)) as engine:
             train_all(engine, wanted, plan.objective, values, partial(print, flush=True))
         found = verdicts(trials, who, plan.objective, base.register_.alpha, seeds, values)
-        about = {"commit": read_code().commit, "trials": len(trials), "objective": plan.objective}
+        about = {
+            "commit": read_code().commit, "trials": len(trials), "objective": plan.objective,
+            "params": _how_trained(who[str(found[0].trial)]),
+        }  # fmt: skip
         keep_verdicts(verdicts_of(journal), found, about)
         header, rows = verdict_rows(found)
         write_bytes(TABLES / f"{name}.md", _text(name, found, about).encode())
@@ -68,15 +72,13 @@ def confirm(name: str, top: int, seeds: int, on: str | None, gpus: float) -> int
 
 def recipe(name: str) -> int:
     """Write recipes/NAME.yaml with what the confirmed winner tried. Raises UserError where none is confirmed."""
-    journal = _there(name)
-    study, plan = read_study(journal, name)
-    found = kept_verdicts(verdicts_of(journal))
+    kept = verdicts_of(_there(name))
+    found = kept_verdicts(kept)
     if not found:
         raise UserError(f"sweep {name}: its winner may have been lucky; `lenet5 sweep confirm {name}` tells")
     if not found[0].confirmed:
         raise UserError(f"sweep {name}: no trial is better than the current params by more than luck; no recipe")
-    about = read_json(verdicts_of(journal))
-    content = recipe_text(name, found[0], plan, study.trials()[found[0].trial].tried, about)
+    content = recipe_text(name, found[0], read_json(kept))
     target = RECIPES / f"{name}.yaml"
     if target.exists() and target.read_text(encoding="utf-8") != content:
         raise UserError(f"{target}: is there already, and another; move it away, then repeat")
@@ -85,16 +87,8 @@ def recipe(name: str) -> int:
     return 0
 
 
-def recipe_text(name: str, winner: Verdict, plan: Plan, tried: Mapping[str, Any], about: Mapping[str, Any]) -> str:
+def recipe_text(name: str, winner: Verdict, about: Mapping[str, Any]) -> str:
     """The recipe of a trial; its head says where it comes from, and what it is worth."""
-    nested: dict[str, Any] = {}
-    for param, value in {**plan.fixed, **tried}.items():
-        section, *inner, key = param.split(".")
-        if section in SEARCHED and param != "train.seed":
-            place = nested.setdefault(section, {})
-            for part in inner:
-                place = place.setdefault(part, {})
-            place[key] = value
     head = (
         f"# Trial {winner.trial} of {about['trials']} of the sweep {name}, commit "
         f"{about['commit'][:12] or 'unknown'}.\n"
@@ -102,7 +96,12 @@ def recipe_text(name: str, winner: Verdict, plan: Plan, tried: Mapping[str, Any]
         f"{winner.high:.4f},\n# p = {winner.p:.2g} (Holm), on {winner.pairs} pairs of seed and split that no trial "
         "used. Chosen on the validation images alone.\n"
     )
-    return head + yaml.safe_dump(nested, sort_keys=False)
+    return head + yaml.safe_dump(about["params"], sort_keys=False)
+
+
+def _how_trained(params: Params) -> dict[str, Any]:
+    """All that makes the weights what they are, but for luck and the machine: it may be set in any params.yaml."""
+    return params.model_dump(by_alias=True, include=set(SEARCHED), exclude={"train": _LUCK_AND_MACHINE})
 
 
 def _text(name: str, found: Sequence[Verdict], about: Mapping[str, Any]) -> str:
