@@ -9,7 +9,6 @@
 
 #include <omp.h>
 
-#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -52,7 +51,7 @@ struct Batch {
                 flips ? flips + first : nullptr,
                 shifts ? shifts + 2 * first : nullptr,
                 factors ? factors + first * DROPPED : nullptr,
-                std::min(size, count - first)};
+                smaller(size, count - first)};
     }
 };
 
@@ -149,9 +148,9 @@ struct Network {
             const bool flip = batch.flips && batch.flips[n];
             const int down = batch.shifts ? batch.shifts[2 * n] : 0, right = batch.shifts ? batch.shifts[2 * n + 1] : 0;
             const int step = flip ? -1 : 1, start = flip ? SIDE - 1 + right : -right;
-            for (int row = std::max(0, down); row < std::min(SIDE, SIDE + down); row++) {
+            for (int row = larger(0, down); row < smaller(SIDE, SIDE + down); row++) {
                 const uint8_t* from = image + (row - down) * SIDE + start;
-                for (int column = std::max(0, right); column < std::min(SIDE, SIDE + right); column++)
+                for (int column = larger(0, right); column < smaller(SIDE, SIDE + right); column++)
                     x[0][row + PADDING][column + PADDING][lane] = LEVELS.of[from[step * column]];
             }
         }
@@ -184,7 +183,7 @@ struct Network {
 
 template <typename Part>
 void add_up(const Block* blocks, int64_t count, Part Block::*part, int begin, int end, float* sum) {
-    std::fill(sum + begin, sum + end, 0.f);
+    std::memset(sum + begin, 0, (end - begin) * sizeof *sum);
     for (int64_t n = 0; n < count; n++) {
         const float* added = reinterpret_cast<const float*>(&(blocks[n].*part));
 #pragma omp simd
@@ -207,7 +206,7 @@ void measure(const float* const* weights, const Batch* batch, int threads, Netwo
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (int64_t n = 0; n < blocks; n++) {
         Network<Whole>& network = networks[omp_get_thread_num()];
-        const int have = std::min<int64_t>(LANES, batch->count - n * LANES);
+        const int have = smaller<int64_t>(LANES, batch->count - n * LANES);
         network.forward(weights, *batch, n * LANES, have);
         network.entropy(*batch, n * LANES, have, 0, sums + 2 * n);
     }
@@ -231,7 +230,7 @@ void train(float* const* weights, const Batch* batch, int threads, Network<Whole
         Network<Whole>& network = networks[omp_get_thread_num()];
 #pragma omp for schedule(dynamic)
         for (int64_t n = 0; n < blocks; n++) {
-            const int64_t first = n * LANES, have = std::min<int64_t>(LANES, now.count - first);
+            const int64_t first = n * LANES, have = smaller<int64_t>(LANES, now.count - first);
             const auto pass = [&](auto& on) {
                 on.forward(weights, now, first, have);
                 on.entropy(now, first, have, smoothing, sums + 2 * (step * most + n));

@@ -2,7 +2,6 @@
 
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -71,9 +70,9 @@ struct Convolution {
             for (int column = 0; column < SIZE; column += 2) {
                 Vector sum[2][IN] = {};
                 // Of the kernel's columns, those under which dy has pixels for both.
-                const int first = std::max(0, column + 2 - CONVOLVED), last = std::min(K - 1, column);
+                const int first = larger(0, column + 2 - CONVOLVED), last = smaller(K - 1, column);
                 for (int o = 0; o < OUT; o++)
-                    for (int r = std::max(0, row - CONVOLVED + 1); r <= std::min(K - 1, row); r++) {
+                    for (int r = larger(0, row - CONVOLVED + 1); r <= smaller(K - 1, row); r++) {
                         const Vector* at = &dy[o][row - r][column];
                         for (int c = first; c <= last; c++)
 #pragma GCC unroll 16
@@ -149,11 +148,13 @@ struct Linear {
     }
 };
 
-// What an image leaves for the gradient of a fully connected layer: its inputs, filled up to pairs of vectors, and the
+constexpr int COLUMN = 2 * LANES;  // inputs of an image that are taken together
+
+// What an image leaves for the gradient of a fully connected layer: its inputs, filled up to whole columns, and the
 // gradient by its outputs.
 template <int IN, int OUT>
 struct Factors {
-    static constexpr int ROW = (IN + 2 * LANES - 1) / (2 * LANES) * (2 * LANES);
+    static constexpr int ROW = (IN + COLUMN - 1) / COLUMN * COLUMN;
 
     alignas(Whole) float x[ROW];
     float dy[OUT];
@@ -163,15 +164,15 @@ struct Factors {
 template <int OUTPUTS, typename Image, int IN, int OUT>
 void linear_gradient(const Image* images, int64_t count, Factors<IN, OUT> Image::*layer, int begin, float* dw,
                      float* dbias) {
-    constexpr int VECTORS = 2, GROUP = WIDE ? OUTPUTS : OUTPUTS / 2, FEW = 16;
-    static_assert(OUT % OUTPUTS == 0 && OUTPUTS % GROUP == 0 && Factors<IN, OUT>::ROW % (VECTORS * LANES) == 0);
+    constexpr int VECTORS = COLUMN / LANES, GROUP = WIDE ? OUTPUTS : OUTPUTS / 2, FEW = 16;
+    static_assert(OUT % OUTPUTS == 0 && OUTPUTS % GROUP == 0);
     // A column of all images' inputs stays in the cache for all outputs.
-    for (int start = 0; start < IN; start += VECTORS * LANES)
+    for (int start = 0; start < IN; start += COLUMN)
         for (int first = begin; first < begin + OUTPUTS; first += GROUP) {
             Whole sum[GROUP][VECTORS] = {};
             for (int64_t from = 0; from < count; from += FEW) {
                 Whole part[GROUP][VECTORS] = {};  // sums of few numbers round less
-                for (int64_t n = from; n < std::min(from + FEW, count); n++) {
+                for (int64_t n = from; n < smaller(from + FEW, count); n++) {
                     const Whole* x = reinterpret_cast<const Whole*>((images[n].*layer).x + start);
                     const float* dy = (images[n].*layer).dy + first;
 #pragma GCC unroll 16
@@ -184,7 +185,7 @@ void linear_gradient(const Image* images, int64_t count, Factors<IN, OUT> Image:
 #pragma GCC unroll 16
                     for (int j = 0; j < VECTORS; j++) sum[o][j] += part[o][j];
             }
-            const int size = std::min(VECTORS * LANES, IN - start);
+            const int size = smaller(COLUMN, IN - start);
             for (int o = 0; o < GROUP; o++) std::memcpy(dw + (first + o) * IN + start, sum[o], size * sizeof(float));
         }
     for (int o = begin; o < begin + OUTPUTS; o++) {

@@ -29,9 +29,15 @@ float sum_of(Vector vector) {
     return sum;
 }
 
-template <typename Vector>
-Vector larger(Vector a, Vector b) {
+// Of numbers or, lane by lane, of vectors. <algorithm> would take a compiler as long as a tenth of all that is here.
+template <typename Some>
+Some larger(Some a, Some b) {
     return a > b ? a : b;
+}
+
+template <typename Some>
+Some smaller(Some a, Some b) {
+    return b < a ? b : a;
 }
 
 // e^x for x = n ln 2 + r, with a polynomial (Cephes) for e^r. What float32 cannot hold is 2e38 or 1e-38; NaN stays.
