@@ -78,7 +78,10 @@ def recipe(name: str) -> int:
         raise UserError(f"sweep {name}: its winner may have been lucky; `lenet5 sweep confirm {name}` tells")
     if not found[0].confirmed:
         raise UserError(f"sweep {name}: no trial is better than the current params by more than luck; no recipe")
-    content = recipe_text(name, found[0], read_json(kept))
+    about = read_json(kept)
+    if "params" not in about:
+        raise UserError(f"{kept}: of an earlier version; `lenet5 sweep confirm {name}` makes it anew")
+    content = recipe_text(name, found[0], about)
     target = RECIPES / f"{name}.yaml"
     if target.exists() and target.read_text(encoding="utf-8") != content:
         raise UserError(f"{target}: is there already, and another; move it away, then repeat")

@@ -170,6 +170,9 @@ def test_no_recipe_is_written_of_a_winner_that_is_not_confirmed(
         keep_verdicts(kept, [Verdict(**{**vars(WINNER), **verdict})], about)
     with pytest.raises(UserError, match=told):
         recipe("wide")
+    keep_verdicts(kept, [WINNER], {"commit": "", "trials": 3, "objective": "validation_loss"})
+    with pytest.raises(UserError, match="of an earlier version"):
+        recipe("wide")
     assert not (workspace / "recipes").exists()
     keep_verdicts(kept, [WINNER], about)
     recipe("wide")
