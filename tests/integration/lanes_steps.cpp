@@ -20,7 +20,7 @@ float drawn_below_one() { return (drawn() >> 40) * 0x1p-24f; }
 
 template <typename T>
 T* zeros(int64_t bytes) {
-    void* memory = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
+    void* memory = aligned_alloc(64, (bytes + 63) / 64 * 64);
     return static_cast<T*>(std::memset(memory, 0, bytes));
 }
 
