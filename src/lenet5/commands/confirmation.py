@@ -60,7 +60,7 @@ def confirm(name: str, top: int, seeds: int, on: str | None, gpus: float) -> int
         found = verdicts(trials, who, plan.objective, base.register_.alpha, seeds, values)
         about = {
             "commit": read_code().commit, "trials": len(trials), "objective": plan.objective,
-            "params": _how_trained(who[str(found[0].trial)]),
+            "params": how_trained(who[str(found[0].trial)]),
         }  # fmt: skip
         keep_verdicts(verdicts_of(journal), found, about)
         header, rows = verdict_rows(found)
@@ -71,7 +71,7 @@ def confirm(name: str, top: int, seeds: int, on: str | None, gpus: float) -> int
 
 
 def recipe(name: str) -> int:
-    """Write recipes/NAME.yaml with what the confirmed winner tried. Raises UserError where none is confirmed."""
+    """Write recipes/NAME.yaml with how the confirmed winner was trained. Raises UserError where none is confirmed."""
     kept = verdicts_of(_there(name))
     found = kept_verdicts(kept)
     if not found:
@@ -102,7 +102,7 @@ def recipe_text(name: str, winner: Verdict, about: Mapping[str, Any]) -> str:
     return head + yaml.safe_dump(about["params"], sort_keys=False)
 
 
-def _how_trained(params: Params) -> dict[str, Any]:
+def how_trained(params: Params) -> dict[str, Any]:
     """All that makes the weights what they are, but for luck and the machine: it may be set in any params.yaml."""
     return params.model_dump(by_alias=True, include=set(SEARCHED), exclude={"train": _LUCK_AND_MACHINE})
 

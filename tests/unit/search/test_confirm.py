@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lenet5.commands.confirmation import recipe, recipe_text
+from lenet5.commands.confirmation import how_trained, recipe, recipe_text
 from lenet5.errors import UserError
 from lenet5.params import Params
 from lenet5.search.confirm import (
@@ -131,6 +131,16 @@ def test_verdicts_are_kept(tmp_path: Path) -> None:
     path.write_text("{")
     with pytest.raises(UserError, match="damaged; move it away"):
         kept_verdicts(path)
+
+
+def test_the_recipe_holds_what_was_fixed_tried_and_neither_but_no_seed(plan: Plans, base: Params) -> None:
+    fixed = {"train.augmentation.shift": 2, "train.seed": 5, "data.validation_size": 7}
+    held = how_trained(candidates(TRIALS, plan(fixed=fixed), base, top=1)["1"])
+    assert held["train"]["augmentation"]["shift"] == 2
+    assert (held["train"]["lr"], held["model"]["activation"]) == (0.02, "tanh")
+    assert held["train"]["batch_size"] == base.train.batch_size
+    assert set(held) == {"model", "train"}
+    assert not {"seed", "device", "engine", "deterministic"} & set(held["train"])
 
 
 def test_the_recipe_says_where_it_is_from() -> None:
