@@ -14,6 +14,8 @@ from typing import NoReturn, TypeAlias
 from lenet5.errors import end_as_by_ctrl_c, one_line_errors
 from lenet5.outs import ONNX
 
+_RUN = "a run's id or name, models:/NAME@ALIAS, models:/NAME/VERSION or champion"
+_SWEEP_NAME = "a sweep: its file's name, without .yaml"
 _MODEL = "an ONNX file (%(default)s, the workspace's), champion, or an MLflow URI such as models:/NAME/3"
 _Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
 
@@ -74,7 +76,7 @@ def _recipe(arguments: argparse.Namespace) -> int:
 
 def _add_predict(commands: _Commands) -> None:
     command = _word(commands, "predict", "say what is on pictures", _predict, "lenet5 predict docs/img/boot.png")
-    command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="a file of any kind that Pillow reads")
+    command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="a picture: PNG, JPEG, WebP, TIFF, ...")
     command.add_argument("--model", default=str(ONNX), help=_MODEL)
     command.add_argument("--json", action="store_true", help="for programs: JSON on stdout")
     command.add_argument("--maps", type=Path, metavar="FILE", help="draw what C1, S2, C3 and S4 make of the picture")
@@ -109,7 +111,7 @@ def _add_compare(commands: _Commands) -> None:
         _compare,
         "lenet5 compare champion workspace --html comparison.html",
     )
-    kinds = "a run's id or name, models:/NAME@ALIAS, champion, or workspace"
+    kinds = f"workspace, {_RUN}"
     more = "one is set beside the workspace, more than two are ranked; without any: the experiment's best"
     command.add_argument("runs", nargs="*", metavar="RUN", help=f"{kinds}; {more}")
     command.add_argument("--html", type=Path, metavar="FILE", help="write it as a page, too")
@@ -152,9 +154,8 @@ def _seeds(arguments: argparse.Namespace) -> int:
 
 def _add_on(command: argparse.ArgumentParser) -> None:
     command.add_argument("--on", metavar="HOST:PORT", help="train on the cluster there (see `lenet5 cluster --help`)")
-    command.add_argument(
-        "--gpus-per-trial", type=float, default=0.0, metavar="SHARE", help="with --on: of a card, 0.5 say (%(default)s)"
-    )
+    share = "with --on: of a GPU for each training, up to 1; 0.5: two share one (%(default)s: they train on processors)"
+    command.add_argument("--gpus-per-trial", type=float, default=0.0, metavar="SHARE", help=share)
 
 
 def _add_cluster(commands: _Commands) -> None:
@@ -191,7 +192,7 @@ def _cluster_join(arguments: argparse.Namespace) -> int:
 
 
 def _cluster_stop(_: argparse.Namespace) -> int:
-    """End Ray on this machine."""
+    """End what `head` or `join` started from this folder, and no other Ray."""
     from lenet5.commands.cluster import stop
 
     return stop()
@@ -208,19 +209,19 @@ def _add_sweep(commands: _Commands) -> None:
     run.add_argument("file", type=Path, metavar="FILE", help="what is searched, a file in sweeps/ say")
     _add_on(run)
     show = _word(words, "show", "how a sweep stands", _sweep_show, "lenet5 sweep show small")
-    show.add_argument("name", metavar="NAME", help="a sweep: its file's name, without .yaml")
+    show.add_argument("name", metavar="NAME", help=_SWEEP_NAME)
     _add_luck(words)
 
 
 def _add_luck(words: _Commands) -> None:
     confirm = _word(words, "confirm", "is it luck?", _sweep_confirm, "lenet5 sweep confirm small --top 3 --seeds 8")
     confirm.set_defaults(interrupted="the same command goes on where it stopped")
-    confirm.add_argument("name", metavar="NAME", help="a sweep: its file's name, without .yaml")
+    confirm.add_argument("name", metavar="NAME", help=_SWEEP_NAME)
     confirm.add_argument("--top", type=int, default=3, help="so many of its best trials (%(default)s)")
     confirm.add_argument("--seeds", type=int, default=8, help="on so many fresh pairs of seed and split (%(default)s)")
     _add_on(confirm)
     recipe = _word(words, "recipe", "keep what it found", _sweep_recipe, "lenet5 sweep recipe small")
-    recipe.add_argument("name", metavar="NAME", help="the same")
+    recipe.add_argument("name", metavar="NAME", help=_SWEEP_NAME)
 
 
 _SWEEP = "Train many times with other params, and keep an account of which are best on the validation images."
@@ -248,7 +249,7 @@ def _sweep_confirm(arguments: argparse.Namespace) -> int:
 
 
 def _sweep_recipe(arguments: argparse.Namespace) -> int:
-    """Write recipes/NAME.yaml with what the confirmed winner tried."""
+    """Write recipes/NAME.yaml: how the confirmed winner was trained, all of it but seed and machine."""
     from lenet5.commands.confirmation import recipe
 
     return recipe(arguments.name)
@@ -257,7 +258,7 @@ def _sweep_recipe(arguments: argparse.Namespace) -> int:
 def _add_reproduce(commands: _Commands) -> None:
     example = "lenet5 reproduce models:/lenet5-fashionmnist@champion"
     command = _word(commands, "reproduce", "repeat a recorded result", _reproduce, example)
-    command.add_argument("run", metavar="RUN", help="a run's id, models:/NAME@ALIAS or models:/NAME/VERSION")
+    command.add_argument("run", metavar="RUN", help=_RUN)
 
 
 def _reproduce(arguments: argparse.Namespace) -> int:
@@ -275,7 +276,7 @@ def _add_record(commands: _Commands) -> None:
     words: _Commands = command.add_subparsers(dest="word", required=True, metavar="WORD")
     _word(words, "verify", "whether it has all it needs", _record_verify, "lenet5 record verify")
     pack = _word(words, "pack", "one file of a result", _record_pack, example)
-    pack.add_argument("run", metavar="RUN", help="a run's id or name, models:/NAME@ALIAS, or champion")
+    pack.add_argument("run", metavar="RUN", help=_RUN)
     pack.add_argument("file", type=Path, metavar="FILE", help="what to write, a .zip")
     take = _word(words, "take", "add such a file's result", _record_take, "lenet5 record take champion.zip")
     take.add_argument("file", type=Path, metavar="FILE", help="from `lenet5 record pack`, of somebody you trust")

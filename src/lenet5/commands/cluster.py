@@ -33,7 +33,7 @@ def head(host: str | None, port: int, cpus: int | None) -> int:
     address = host or _address_outwards()
     _refuse_taken(port)
     _start(["--head", f"--port={port}", "--include-dashboard=false"], address, port, cpus, f"{address}:{port}")
-    print(f"a cluster at {address}:{port} (ports {port} to {port + _FIREWALL}), with a job a processor of this machine")
+    print(f"a cluster at {address}:{port} (ports {port} to {port + _FIREWALL})")
     print(f"the token is in {ray_settings.token_file()}; others need the same file, with mode 600")
     print(f"join:  lenet5 cluster join {address}:{port}")
     print(f"use:   lenet5 seeds --count 8 --on {address}:{port}")
@@ -66,7 +66,7 @@ def stop() -> int:
     # First, while there is somebody whom they can tell that they leave.
     _end([process for process in started if process.info["name"] == "raylet"])
     _end(family)
-    print("Ray has ended on this machine" if started else f"no Ray was started from {Path.cwd()}")
+    print("what was started from here has ended" if started else f"no Ray was started from {Path.cwd()}")
     return 0
 
 

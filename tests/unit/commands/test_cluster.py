@@ -47,7 +47,7 @@ def test_stop_ends_what_was_started_from_this_workspace_and_nothing_else(
     (worker,) = own.children()
     monkeypatch.chdir(tmp_path)
     assert cluster.stop() == 0
-    assert capsys.readouterr().out == "Ray has ended on this machine\n"
+    assert capsys.readouterr().out == "what was started from here has ended\n"
     assert ended(own)
     assert ended(worker)
     assert not ended(other)
