@@ -245,15 +245,18 @@ def test_what_is_wrong_is_one_line_and_nothing_is_lost(sweep: Project) -> None:
     before = journal.read_bytes()
     write(sweep, {"trials": 2, "fixed": {"train.epochs": 3}})
     write(sweep, {"objective": "test_accuracy"}, "tempted")
+    write(sweep, {"space": {"train.engine": ["eager", "graph"]}}, "elsewhere")
     for name, told in {
         "tiny": "sweep tiny began otherwise: train.epochs was 1, is 3; put that back, or give this sweep",
         "tempted": "sweeps/tempted.yaml: objective: 'test_accuracy' is not allowed",
+        "elsewhere": "train.engine: graph is for CUDA devices",
         "none": "sweeps/none.yaml: no such file",
     }.items():
         done = run(sweep, name, check=False)
         assert done.returncode == 1
         (line,) = done.stderr.splitlines()
         assert line.startswith(f"lenet5 sweep: {told}")
-    assert journal.read_bytes().startswith(before)
+    assert journal.read_bytes() == before
+    assert sorted(path.stem for path in journal.parent.glob("*.journal")) == ["tiny"]
     shown = sweep.run("lenet5", "sweep", "show", "none", check=False)
     assert (shown.returncode, shown.stderr) == (1, "lenet5 sweep: none: no such sweep here; there is tiny\n")

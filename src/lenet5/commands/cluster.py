@@ -28,6 +28,9 @@ _FIREWALL = 600
 def head(host: str | None, port: int, cpus: int | None) -> int:
     """Start a cluster that others join at ``host``:``port``."""
     ray_settings.require_ray()
+    if not 0 < port <= ray_settings.LARGEST_PORT - _FIREWALL:
+        last = ray_settings.LARGEST_PORT - _FIREWALL
+        raise UserError(f"--port {port}: from 1 to {last}, as it takes those up to {_FIREWALL} above it")
     ray_settings.make_token()
     ray_settings.require_token()
     address = host or _address_outwards()

@@ -66,7 +66,7 @@ def confirm(name: str, top: int, seeds: int, on: str | None, gpus: float) -> int
         header, rows = verdict_rows(found)
         write_bytes(TABLES / f"{name}.md", _text(name, found, about).encode())
         Console(markup=False, highlight=False).print(table(f"on {seeds} fresh pairs of seed and split", header, rows))
-        _record(study, name, plan, base, found)
+        _record(study, name, plan, base, found, f"lenet5 sweep confirm {name} --top {top} --seeds {seeds}")
     return 0
 
 
@@ -122,9 +122,9 @@ def _objective(about: Mapping[str, Any]) -> str:
     return str(about["objective"]).replace("_", " ")
 
 
-def _record(study: Study, name: str, plan: Plan, base: Params, found: Sequence[Verdict]) -> None:
+def _record(study: Study, name: str, plan: Plan, base: Params, found: Sequence[Verdict], again: str) -> None:
     status: Status = "FINISHED" if sum(trial.ended is not None for trial in study.trials()) >= plan.trials else "KILLED"
-    with tempfile.TemporaryDirectory() as folder, mirror_of(base, f"lenet5 sweep run sweeps/{name}.yaml") as mirror:
+    with tempfile.TemporaryDirectory() as folder, mirror_of(base, again) as mirror:
         write_bytes(Path(folder, CONFIRMATION), (TABLES / f"{name}.md").read_bytes())
         mirror.show(family_of(study, name, plan, base, [], status, Path(folder), found))
 

@@ -72,7 +72,7 @@ def seeds(count: int, on: str | None, gpus: float) -> int:
         record = _open_record(params, wanted, f"{key[:32]} {wanted[0]} to {wanted[-1]}")
         try:
             finished = _train(params, wanted, engine, kept, record)
-        except KeyboardInterrupt:
+        except BaseException:
             engine.close()  # first: what goes on training holds the rest up
             record.interrupted()
             raise

@@ -3,9 +3,10 @@
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import filelock
@@ -16,7 +17,7 @@ from lenet5.commands.cluster import cluster_engine, refuse_share
 from lenet5.data.datasets import load_without_test
 from lenet5.data.fashion_mnist import RAW_DIR
 from lenet5.errors import UserError
-from lenet5.params import Params, load_params
+from lenet5.params import TRAINING_IMAGES, Params, load_params
 from lenet5.processors import use_own_share
 from lenet5.record.family import Mirror, Runs, Status
 from lenet5.record.lineage import Code, lineage_tags, read_code
@@ -27,15 +28,17 @@ from lenet5.search.driver import Driver
 from lenet5.search.engine import Engine
 from lenet5.search.local import LocalEngine
 from lenet5.search.origin import differences, origin_of
-from lenet5.search.plan import Plan, load_plan
+from lenet5.search.plan import Plan, first_tried, load_plan, trial_params
 from lenet5.search.study import Study, open_study, read_study
 from lenet5.search.trials import best_first
 from lenet5.search.work import train
-from lenet5.training.device import pick_device
+from lenet5.training.device import pick_device, set_precision
+from lenet5.training.engine import choose_engine
 from lenet5.workspace import PARAMS_FILE, PIPELINE_FILE, SWEEPS, main_workspace
 
 _NAME = re.compile(r"[\w.-]+")
 _EVERY_SECONDS = 1.0  # the table and the record are brought up to date
+_OF_THE_MACHINE = ("train.device", "train.engine", "train.precision")
 _TOLD = 5  # differences of a sweep from what it was
 
 
@@ -48,11 +51,15 @@ def run(file: Path, on: str | None, gpus: float) -> int:
     base = load_params(PARAMS_FILE)
     plan, name = load_plan(file, base), file.stem
     on_device = here(base, on, gpus)
+    if not on:
+        _refuse_unfit(plan, on_device)
+    content = file.read_bytes()  # now: it may be another one, or none, when the sweep has ended
     with claimed(name) as journal:
         study = open_study(journal, name, plan)
         refuse_another(study, name, plan, base)
         with closing(engine_of(plan, base, on, gpus)) as engine:
-            _search(study, file, name, plan, on_device, engine, kept_verdicts(verdicts_of(journal)))
+            account = partial(write_files, study, plan, file.name, content)
+            _search(study, file, name, plan, on_device, engine, kept_verdicts(verdicts_of(journal)), account)
     _show(study, name, plan)
     return 0
 
@@ -109,9 +116,21 @@ def mirror_of(base: Params, again: str) -> Mirror:
     return Mirror(partial(_runs, base, code), f"`{again}`")
 
 
+def _refuse_unfit(plan: Plan, base: Params) -> None:
+    """Raise UserError for what this machine cannot train: a sweep that has begun with it could never end."""
+    listed = {name: plan.space[name] for name in _OF_THE_MACHINE if name in plan.space}
+    for values in product(*listed.values()):
+        tried = first_tried(plan) | dict(zip(listed, values, strict=True))
+        params = trial_params(plan, base, tried)
+        device = pick_device(params.train.device)
+        set_precision(params.train.precision, device)
+        choose_engine(params.model, params.train, TRAINING_IMAGES, device)
+
+
 def _search(
-    study: Study, file: Path, name: str, plan: Plan, base: Params, engine: Engine, found: Sequence[Verdict]
-) -> None:
+    study: Study, file: Path, name: str, plan: Plan, base: Params, engine: Engine, found: Sequence[Verdict],
+    account: Callable[[Path], None],
+) -> None:  # fmt: skip
     before = len([trial for trial in study.trials() if trial.ended])
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -141,7 +160,7 @@ def _search(
             engine.close()  # first: what goes on training holds the rest up
             tell("KILLED")
             raise
-        write_files(study, file, plan, Path(folder))
+        account(Path(folder))
         tell("FINISHED", Path(folder))
 
 

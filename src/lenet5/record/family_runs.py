@@ -1,6 +1,6 @@
 """The MLflow runs of a family: found by their tags, and given what they lack."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from mlflow.entities import Metric, RunTag
@@ -51,21 +51,10 @@ class FamilyRuns:
         Where an answer was lost on the way MLflow's client asks again, and there are two.
         """
         found = dict(self._runs or {})
-        for run in list(self._pages(key)):
+        for run in self._store.runs(FAMILY, key):
             if found.setdefault(run.data.tags.get(MEMBER, ""), run).info.run_id != run.info.run_id:
                 self._store.client.delete_run(run.info.run_id)
         return found
-
-    def _pages(self, key: str) -> Iterator[MlflowRun]:
-        token = None
-        while True:
-            page = self._store.client.search_runs(
-                [self._store.experiment_id], f"tags.`{FAMILY}` = '{key}'", order_by=["start_time ASC"], page_token=token
-            )
-            yield from page
-            token = page.token
-            if not token:
-                return
 
     def _has_ended(self, child: Member) -> bool:
         """Whether the store had this child whole before: its end is the last that is sent."""

@@ -36,30 +36,27 @@ class SeedsRun:
             parent = found[0] if found else self._open(run_name(params), seeds, question)
             self.run_id: str = parent.info.run_id
             self.page = store.page_of(self.run_id)
-            self._children: dict[int, MlflowRun] = {
-                int(run.data.tags[SEED]): run for run in store.runs(MLFLOW_PARENT_RUN_ID, self.run_id)
-            }
+            self._children = self._find_children()
             if parent.info.status == "KILLED":
                 store.client.update_run(self.run_id, status="RUNNING")
 
     def add(self, seed: int, rows: Sequence[EpochRow], figures: Mapping[str, float]) -> None:
         """Record a seed that has finished, or what of it is missing. Raises as ``user_errors``."""
         with user_errors(self._store.uri, THEN):
-            child = self._children.get(seed)
+            if seed not in self._children:  # a store that went away may have taken it, and not have answered
+                self._children = self._find_children()
+            child, recipe = self._children.get(seed), self._recipe | {"train.seed": str(seed)}
+            points = [point for row in rows for point in epoch_points(row, None)]
             if child is None:
-                child = self._store.create_run(
-                    f"seed-{seed}",
-                    {**self._tags, MLFLOW_PARENT_RUN_ID: self.run_id, SEED: str(seed)},
-                    self._recipe | {"train.seed": str(seed)},
-                    self._code,
-                )
-            if child.info.status != "FINISHED":
-                points = [point for row in rows for point in epoch_points(row, None)]
-                new = (
-                    missing_points(self._store.client, child.info.run_id, points) if seed in self._children else points
-                )
-                log_points(self._store.client, child.info.run_id, new)
-                self._finish(child.info.run_id, figures)
+                tags = {**self._tags, MLFLOW_PARENT_RUN_ID: self.run_id, SEED: str(seed)}
+                child = self._store.create_run(f"seed-{seed}", tags, recipe, self._code)
+            elif child.info.status == "FINISHED":
+                return
+            else:
+                self._store.describe(child, recipe, self._code)
+                points = missing_points(self._store.client, child.info.run_id, points)
+            log_points(self._store.client, child.info.run_id, points)
+            self._finish(child.info.run_id, figures)
             self._children[seed] = self._store.client.get_run(child.info.run_id)
 
     def finish(self, summary: Mapping[str, float]) -> None:
@@ -73,6 +70,9 @@ class SeedsRun:
         thread = threading.Thread(target=self._kill, daemon=True)
         thread.start()
         thread.join(_KILLED_PATIENCE)
+
+    def _find_children(self) -> dict[int, MlflowRun]:
+        return {int(run.data.tags[SEED]): run for run in self._store.runs(MLFLOW_PARENT_RUN_ID, self.run_id)}
 
     def _open(self, name: str, seeds: Sequence[int], question: str) -> MlflowRun:
         shared = {name: value for name, value in self._recipe.items() if name != "train.seed"}

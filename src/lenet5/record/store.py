@@ -88,15 +88,17 @@ def tagged(
     client: MlflowClient, experiment_id: str, tag: str, value: str, kind: int = ViewType.ACTIVE_ONLY
 ) -> list[MlflowRun]:
     """The runs that carry ``tag``, oldest first."""
-    return list(client.search_runs([experiment_id], f"tags.`{tag}` = '{value}'", kind, order_by=["start_time ASC"]))
+    return every_run(client, experiment_id, f"tags.`{tag}` = '{value}'", kind)
 
 
-def every_run(client: MlflowClient, experiment_id: str, condition: str) -> list[MlflowRun]:
-    """All runs that fulfil ``condition``, however many pages of them there are."""
+def every_run(
+    client: MlflowClient, experiment_id: str, condition: str, kind: int = ViewType.ACTIVE_ONLY
+) -> list[MlflowRun]:
+    """All runs that fulfil ``condition``, oldest first, however many pages of them there are."""
     runs: list[MlflowRun] = []
     token = None
     while True:
-        page = client.search_runs([experiment_id], condition, page_token=token)
+        page = client.search_runs([experiment_id], condition, kind, order_by=["start_time ASC"], page_token=token)
         runs += page
         token = page.token
         if not token:

@@ -12,7 +12,7 @@ from lenet5.results.history import EpochRow
 from lenet5.search.board import counts, leaderboard, markdown
 from lenet5.search.confirm import Verdict, verdict_rows
 from lenet5.search.engine import Row
-from lenet5.search.plan import Plan, trial_params
+from lenet5.search.plan import Plan, shared_params, trial_params
 from lenet5.search.study import Study
 from lenet5.search.trials import Kind, Trial, best_first, chosen_row
 
@@ -36,9 +36,9 @@ def family_of(
     return Family(parent, children, files)
 
 
-def write_files(study: Study, file: Path, plan: Plan, folder: Path) -> None:
-    """What the parent carries: the sweep's file, the leaderboard, the importance of each param, Optuna's pictures."""
-    write_bytes(folder / file.name, file.read_bytes())
+def write_files(study: Study, plan: Plan, file: str, content: bytes, folder: Path) -> None:
+    """What the parent carries: the sweep's file, which was called so; the leaderboard; Optuna's pictures."""
+    write_bytes(folder / file, content)
     board = markdown(*leaderboard(study.trials(), plan, most=plan.trials))
     write_bytes(folder / "leaderboard.md", board.encode())
     study.pictures(folder)
@@ -46,22 +46,19 @@ def write_files(study: Study, file: Path, plan: Plan, folder: Path) -> None:
 
 def _parent(key: str, name: str, plan: Plan, base: Params, trials: list[Trial], status: Status) -> Member:
     best = best_first(trials, plan.objective)
-    shared = {
-        param: value
-        for param, value in flat_params(trial_params(plan, base, {}), "data", "model", "train").items()
-        if param not in plan.space
-    }
     space = {param: str(values) for param, values in plan.space.items()}
     figures = _figures(best[0], plan, base) if best else {}
     ended = [trial for trial in trials if trial.ended]
     totals = {"trials": float(len(ended)), "trials_complete": float(len(best))}
     told = (
         f"A sweep of {plan.trials} trials: {counts(trials)}.\n\n{markdown(*leaderboard(trials, plan))}\n"
-        f"`lenet5 sweep show {name}` shows more, and `lenet5 sweep run sweeps/{name}.yaml` goes on where it stopped."
+        f"`lenet5 sweep show {name}` shows more, and `lenet5 sweep run` with its file goes on where it stopped."
     )
     tags = {"sweep": name, "objective": plan.objective} | ({"best_trial": str(best[0].number)} if best else {})
     last = max((trial.ended or 0 for trial in trials), default=0)
-    return Member(key, f"sweep-{name}", status, shared | space, tags, told, (), figures | totals, last)
+    return Member(
+        key, f"sweep-{name}", status, shared_params(plan, base) | space, tags, told, (), figures | totals, last
+    )
 
 
 def _with_verdicts(parent: Member, found: Sequence[Verdict]) -> Member:

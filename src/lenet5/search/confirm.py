@@ -11,8 +11,8 @@ from lenet5.errors import UserError
 from lenet5.files import digest, write_json
 from lenet5.params import TRAINING_IMAGES, Params, with_values
 from lenet5.record.promotion import holm
-from lenet5.search.engine import Ended, Engine, Gained, Job, Lost, Row
-from lenet5.search.luck import fresh_pairs, paired_gain
+from lenet5.search.engine import Ended, Engine, Failed, Gained, Job, Lost, Row
+from lenet5.search.luck import Gain, fresh_pairs, paired_gain
 from lenet5.search.plan import Plan, trial_params
 from lenet5.search.runs import run_all
 from lenet5.search.trials import Trial, best_first, chosen_row, lower_is_better
@@ -36,19 +36,21 @@ class Verdict:
     p: float
     pairs: int
     alpha: float
+    diverged: int = 0
+    """On so many of the pairs its loss was no number any more: then it has no gain, and p is 1."""
 
     @property
     def confirmed(self) -> bool:
         """Whether the trial is better, by more than luck."""
-        return self.gain > 0 and self.p <= self.alpha
+        return self.gain > 0 and self.p <= self.alpha and not self.diverged
 
 
 class Values:
-    """Objectives of trainings, kept in a file by what was trained: none is trained twice."""
+    """Objectives of trainings, kept in a file by what was trained: none is trained twice. None: it diverged."""
 
     def __init__(self, path: Path, code: Mapping[str, str]) -> None:
         self._path, self._code = path, dict(sorted(code.items()))
-        self._values: dict[str, float] = {}
+        self._values: dict[str, float | None] = {}
         if path.is_file():
             try:
                 self._values = json.loads(path.read_bytes())
@@ -58,10 +60,10 @@ class Values:
     def __contains__(self, params: Params) -> bool:
         return self._key(params) in self._values
 
-    def __getitem__(self, params: Params) -> float:
+    def __getitem__(self, params: Params) -> float | None:
         return self._values[self._key(params)]
 
-    def put(self, params: Params, value: float) -> None:
+    def put(self, params: Params, value: float | None) -> None:
         """Keep what it gave."""
         self._values[self._key(params)] = value
         write_json(self._path, self._values)
@@ -74,14 +76,19 @@ class Values:
 def candidates(trials: Sequence[Trial], plan: Plan, base: Params, top: int) -> dict[str, Params]:
     """The params of the ``top`` best trials by their numbers, and the current ones on the same images.
 
-    Raises UserError where no trial is complete.
+    Trials that tried the same are one. Raises UserError where no trial is complete.
     """
-    best = best_first(trials, plan.objective)[:top]
+    best = best_first(trials, plan.objective)
     if not best:
         raise UserError("no trial of this sweep is complete yet; `lenet5 sweep run` goes on with it")
     same_data = {name: value for name, value in plan.fixed.items() if name.startswith("data.")}
     current = Params.model_validate(with_values(base, same_data))
-    return {CURRENT: current} | {str(trial.number): trial_params(plan, base, trial.tried) for trial in best}
+    different: dict[str, Params] = {}
+    for trial in best:
+        params = trial_params(plan, base, trial.tried)
+        if len(different) < top and params not in different.values():
+            different[str(trial.number)] = params
+    return {CURRENT: current} | different
 
 
 def trainings(who: Mapping[str, Params], seeds: int) -> Iterator[tuple[str, Params]]:
@@ -97,7 +104,10 @@ def train_all(
     engine: Engine, wanted: Sequence[tuple[str, Params]], objective: str, values: Values, say: Callable[[str], None]
 ) -> None:
     """Train what is not in ``values``. Raises UserError where one cannot be trained."""
-    missing = {f"trial {name}": params for name, params in wanted if params not in values}
+    missing: dict[str, Params] = {}
+    for name, params in wanted:
+        if params not in values and params not in missing.values():
+            missing[f"trial {name}"] = params
     done, rows = len(wanted) - len(missing), defaultdict[str, list[Row]](list)
     for event in run_all(engine, [Job(name, params.model_dump(by_alias=True)) for name, params in missing.items()]):
         match event:
@@ -109,30 +119,51 @@ def train_all(
                 params, done = missing[event.key], done + 1
                 values.put(params, value := float(chosen_row(rows.pop(event.key), params.train)[objective]))
                 say(f"{done} of {len(wanted)}: {event.key}: {objective.replace('_', ' ')} {value:.4f}")
+            case Failed():
+                values.put(missing[event.key], None)
+                done += 1
+                say(f"{done} of {len(wanted)}: {event.key}: {event.reason}")
 
 
 def verdicts(
     trials: Sequence[Trial], who: Mapping[str, Params], objective: str, alpha: float, seeds: int, values: Values
 ) -> list[Verdict]:
-    """What became of each trial's gain, the one with the largest at the head."""
+    """What became of each trial's gain: those that are confirmed first, and the largest gain first.
+
+    Raises UserError where the current params diverged.
+    """
     sign, current = 1 if lower_is_better(objective) else -1, who[CURRENT]
     first, *fresh = _pairs(who, seeds)
     held_out = current.data.validation_size / TRAINING_IMAGES
-    gains = {
-        name: paired_gain([sign * (values[_on(current, *one)] - values[_on(params, *one)]) for one in fresh], held_out)
-        for name, params in who.items()
-        if name != CURRENT
-    }
+    before, *against = [_of_current(values, _on(current, *pair)) for pair in (first, *fresh)]
+    tried = {name: params for name, params in who.items() if name != CURRENT}
+    reached = {name: [values[_on(params, *pair)] for pair in fresh] for name, params in tried.items()}
+    gains = {name: _gain(against, found, sign, held_out) for name, found in reached.items()}
     adjusted = holm([gain.p for gain in gains.values()])
-    found = [
+    all_of_them = [
         Verdict(
-            trial=int(name),
-            claimed=sign * (values[_on(current, *first)] - float(trials[int(name)].value or 0)),
+            trial=int(name), claimed=sign * (before - float(trials[int(name)].value or 0)),
             gain=gain.mean, low=gain.low, high=gain.high, p=p, pairs=seeds, alpha=alpha,
+            diverged=reached[name].count(None),
         )
         for (name, gain), p in zip(gains.items(), adjusted, strict=True)
     ]  # fmt: skip
-    return sorted(found, key=lambda verdict: -verdict.gain)
+    return sorted(all_of_them, key=lambda verdict: (not verdict.confirmed, verdict.diverged, -verdict.gain))
+
+
+def _gain(against: Sequence[float], found: Sequence[float | None], sign: int, held_out: float) -> Gain:
+    gains = [sign * (old - new) for old, new in zip(against, found, strict=True) if new is not None]
+    return paired_gain(gains, held_out) if len(gains) == len(found) else Gain(0.0, 0.0, 0.0, 1.0)
+
+
+def _of_current(values: Values, params: Params) -> float:
+    value = values[params]
+    if value is None:
+        pair = f"train.seed {params.train.seed} and data.split_seed {params.data.split_seed}"
+        raise UserError(
+            f"the current params diverge with {pair}: there is nothing to compare with; search around others"
+        )
+    return value
 
 
 def keep_verdicts(path: Path, found: Sequence[Verdict], about: Mapping[str, Any]) -> None:
@@ -153,14 +184,14 @@ def kept_verdicts(path: Path) -> list[Verdict]:
 def verdict_rows(found: Sequence[Verdict]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of a table."""
     header = ["trial", "gain claimed", "gain kept", "95 % interval", "p (Holm)", "better than the current params"]
-    rows = [
-        [
-            str(one.trial), f"{one.claimed:+.4f}", f"{one.gain:+.4f}", f"{one.low:+.4f} to {one.high:+.4f}",
-            f"{one.p:.2g}", "yes" if one.confirmed else "not by more than luck",
-        ]
-        for one in found
-    ]  # fmt: skip
-    return header, rows
+    return header, [[str(one.trial), f"{one.claimed:+.4f}", *_kept(one)] for one in found]
+
+
+def _kept(one: Verdict) -> list[str]:
+    if one.diverged:
+        return ["-", "-", "-", f"no: diverged on {one.diverged} of {one.pairs}"]
+    answer = "yes" if one.confirmed else "not by more than luck"
+    return [f"{one.gain:+.4f}", f"{one.low:+.4f} to {one.high:+.4f}", f"{one.p:.2g}", answer]
 
 
 def _pairs(who: Mapping[str, Params], seeds: int) -> list[tuple[int, int]]:

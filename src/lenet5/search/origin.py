@@ -5,8 +5,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from lenet5.data.fashion_mnist import data_digest
-from lenet5.params import Params, flat_params
-from lenet5.search.plan import Plan, trial_params
+from lenet5.params import Params
+from lenet5.search.plan import Plan, shared_params
 from lenet5.training.checkpoint import code_digests
 
 
@@ -15,12 +15,11 @@ def origin_of(plan: Plan, base: Params, pipeline: Path) -> dict[str, str]:
 
     How many trials there are and how many run at a time is no part of it.
     """
-    recipe = flat_params(trial_params(plan, base, {}), "data", "model", "train")
     return {
         "objective": plan.objective,
         "prune": str(plan.prune),
         **{f"space of {name}": str(values) for name, values in plan.space.items()},
-        **{name: value for name, value in recipe.items() if name not in plan.space},
+        **shared_params(plan, base),
         **code_of(pipeline),
     }
 

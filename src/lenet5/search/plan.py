@@ -13,7 +13,17 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import Discriminator, Field, PlainValidator, Tag
 
 from lenet5.errors import UserError, shown
-from lenet5.params import ONE_OF, Params, Section, check, check_params, param_values, suggestion, with_values
+from lenet5.params import (
+    ONE_OF,
+    Params,
+    Section,
+    check,
+    check_params,
+    flat_params,
+    param_values,
+    suggestion,
+    with_values,
+)
 
 SEARCHED = ("model", "train")
 """The sections that can be searched; all others say what is measured, or how."""
@@ -100,12 +110,24 @@ def load_plan(path: Path, base: Params) -> Plan:
     if mistakes := [*_wrong_names(plan, base)] or [*_wrong_ranges(plan, base)]:
         raise UserError(f"{path}: {'; '.join(mistakes)}")
     _refuse_wrong_values(plan, base, path)
-    return plan
+    known = param_values(base, *SEARCHED)
+    return plan.model_copy(update={"space": {name: _as_param(of, known[name]) for name, of in plan.space.items()}})
 
 
 def trial_params(plan: Plan, base: Params, tried: Mapping[str, Any]) -> Params:
     """The params of a trial: those of ``base``, what the plan fixes, and what is ``tried``."""
     return Params.model_validate(with_values(base, {**plan.fixed, **tried}))
+
+
+def first_tried(plan: Plan) -> dict[str, Any]:
+    """The first value, or the lowest, of each param that is searched."""
+    return {name: _ends(values)[0] for name, values in plan.space.items()}
+
+
+def shared_params(plan: Plan, base: Params) -> dict[str, str]:
+    """What all trials share of ``data``, ``model`` and ``train``, as MLflow shows it."""
+    params = flat_params(trial_params(plan, base, first_tried(plan)), *_FIXED)
+    return {name: value for name, value in params.items() if name not in plan.space}
 
 
 def _wrong_names(plan: Plan, base: Params) -> Iterator[str]:
@@ -156,13 +178,20 @@ def _wrong_range(values: Range, known: object) -> str:
     return ""
 
 
+def _as_param(values: list[Any] | Range, known: object) -> list[Any] | Range:
+    """A range from 1 to 3 for a param that is a fraction has all between them, not 1, 2 and 3."""
+    if isinstance(values, Range) and isinstance(known, float):
+        return values.model_copy(update={"low": float(values.low), "high": float(values.high)})
+    return values
+
+
 def _refuse_wrong_values(plan: Plan, base: Params, path: Path) -> None:
     """Raise UserError for what the params' own limits refuse: each value and bound, and each pair of them.
 
     Params that depend on each other are looked at in pairs, so that no trial is spent to find that out.
     """
-    ends = {name: of if isinstance(of, list) else [of.low, of.high] for name, of in plan.space.items()}
-    first = {name: values[0] for name, values in ends.items()}
+    ends = {name: _ends(values) for name, values in plan.space.items()}
+    first = first_tried(plan)
     for name, values in ends.items():
         for value in values:
             checked = check_params(with_values(base, {**plan.fixed, **first, name: value}), path)
@@ -174,6 +203,10 @@ def _refuse_wrong_values(plan: Plan, base: Params, path: Path) -> None:
                 check_params(with_values(base, {**plan.fixed, **first, one: value, other: another}), path)
             except UserError as error:
                 raise UserError(f"{error} (the space has {one}: {value} with {other}: {another})") from None
+
+
+def _ends(values: list[Any] | Range) -> list[Any]:
+    return values if isinstance(values, list) else [values.low, values.high]
 
 
 def schema() -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lenet5.errors import UserError
 
-PORT = 6379
+PORT, LARGEST_PORT = 6379, 65535
 WORKSPACE = "LENET5_WORKSPACE"
 """Tells the workers of a machine where its project is."""
 
@@ -101,9 +101,13 @@ def reach_out_again(environment: MutableMapping[str, str]) -> None:
 def host_and_port(address: str) -> tuple[str, int]:
     """HOST or HOST:PORT as an IP address and a port. Raises UserError, or OSError for a name that nobody knows."""
     host, _, port = address.partition(":")
-    if not host or not (port.isdigit() or not port) or int(port or PORT) > 65535:
-        raise UserError(f"{address}: not HOST:PORT")
-    return socket.gethostbyname(host), int(port or PORT)
+    port = port or str(PORT)
+    try:
+        if host and port.isascii() and port.isdigit() and 0 < int(port) <= LARGEST_PORT:
+            return socket.gethostbyname(host), int(port)
+    except UnicodeError:  # a label that is empty, or too long for a name
+        pass
+    raise UserError(f"{address}: not HOST:PORT")
 
 
 def own_address(host: str, port: int) -> str:

@@ -4,7 +4,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 
 from lenet5.errors import UserError
-from lenet5.search.engine import Ended, Engine, Event, Failed, Gained, Job, Lost
+from lenet5.search.engine import Engine, Event, Failed, Gained, Job, Lost
 
 LOST_AT_MOST = 3
 """Times that a job may take its worker down before it is the job's own fault."""
@@ -12,11 +12,11 @@ LOST_AT_MOST = 3
 _WAITING_SECONDS = 1.0
 
 
-def run_all(engine: Engine, jobs: Sequence[Job]) -> Iterator[Gained | Ended | Lost]:
+def run_all(engine: Engine, jobs: Sequence[Job]) -> Iterator[Event]:
     """Run every job to its end, as many beside each other as ``engine`` has room for; each event as it comes.
 
-    A job that was lost starts again, from its beginning; with its machine, as often as may be. Raises UserError where
-    one fails, or takes its worker down too often.
+    A job that was lost starts again, from its beginning; with its machine, as often as may be. One that is hopeless has
+    come to its end, too. Raises UserError where one fails otherwise, or takes its worker down too often.
     """
     waiting, running, lost = deque(jobs), dict[str, Job](), Counter[str]()
     while waiting or running:
@@ -31,12 +31,12 @@ def run_all(engine: Engine, jobs: Sequence[Job]) -> Iterator[Gained | Ended | Lo
                 job = running.pop(event.key)
                 if isinstance(event, Lost):
                     waiting.appendleft(job)
-            yield _unless_hopeless(event, lost[event.key])
+            _refuse(event, lost[event.key])
+            yield event
 
 
-def _unless_hopeless(event: Event, lost: int) -> Gained | Ended | Lost:
-    if isinstance(event, Failed):
+def _refuse(event: Event, lost: int) -> None:
+    if isinstance(event, Failed) and not event.hopeless:
         raise UserError(f"{event.key}: {event.reason}")
     if isinstance(event, Lost) and lost >= LOST_AT_MOST:
         raise UserError(f"{event.key}: lost {lost} times, at last because {event.reason}; see what ends its workers")
-    return event

@@ -36,14 +36,18 @@ class Study:
         self._study, self._plan = study, plan
 
     def begin(self, origin: Mapping[str, str]) -> dict[str, str]:
-        """Keep the plan, and where the search comes from where it is new; where it came from when it was."""
+        """Keep the plan, and where the search comes from where it is new; where it came from when it was.
+
+        The plan of another origin is not kept: the search goes on with its own, or not at all.
+        """
         attrs = self._study.user_attrs
-        if attrs.get(_PLAN) != (plan := self._plan.model_dump()):  # more trials than at first, say
+        began = dict(attrs[_ORIGIN] if _KEY in attrs else origin)
+        if began == origin and attrs.get(_PLAN) != (plan := self._plan.model_dump()):  # more trials than at first, say
             self._study.set_user_attr(_PLAN, plan)
         if _KEY not in attrs:
-            self._study.set_user_attr(_ORIGIN, dict(origin))
+            self._study.set_user_attr(_ORIGIN, began)
             self._study.set_user_attr(_KEY, uuid.uuid4().hex)
-        return dict(attrs.get(_ORIGIN, origin))
+        return began
 
     @property
     def key(self) -> str:
@@ -157,10 +161,14 @@ def open_study(journal: Path, name: str, plan: Plan) -> Study:
 def read_study(journal: Path, name: str) -> tuple[Study, Plan]:
     """The search whose journal this is, to be looked at while another process may go on with it.
 
-    Raises UserError for a damaged journal.
+    Raises UserError for a damaged journal, or one in which nothing has begun.
     """
     _refuse_damage(journal)
-    study = optuna.load_study(storage=_storage(journal), study_name=name)
+    storage = _storage(journal)
+    begun = [one for one in optuna.get_all_study_names(storage) if one == name]
+    study = optuna.load_study(storage=storage, study_name=name) if begun else None
+    if study is None or _KEY not in study.user_attrs:  # its first process was killed, or a copy got this name
+        raise UserError(f"{journal}: sweep {name} has not begun in it; `lenet5 sweep run FILE` begins it")
     plan = Plan.model_validate(study.user_attrs[_PLAN])
     return Study(study, plan), plan
 

@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from lenet5.commands import cluster
+from lenet5.errors import UserError
 from lenet5.search.ray_settings import WORKSPACE
 
 SLEEPS = "import time; print('awake', flush=True); time.sleep(600)"
@@ -54,3 +55,14 @@ def test_stop_ends_what_was_started_from_this_workspace_and_nothing_else(
     monkeypatch.chdir(tmp_path.parent)
     assert cluster.stop() == 0
     assert capsys.readouterr().out == f"no Ray was started from {tmp_path.parent}\n"
+
+
+@pytest.mark.parametrize("port", [-1, 0, 64936, 70000])
+def test_a_port_that_cannot_be_had_is_refused_before_a_token_is_made(
+    port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(cluster.ray_settings, "require_ray", lambda: None)
+    with pytest.raises(UserError, match=f"--port {port}: from 1 to 64935, as it takes those up to 600 above it"):
+        cluster.head("127.0.0.1", port, None)
+    assert list(tmp_path.iterdir()) == []

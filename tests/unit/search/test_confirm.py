@@ -16,6 +16,7 @@ from lenet5.search.confirm import (
     kept_verdicts,
     train_all,
     trainings,
+    verdict_rows,
     verdicts,
 )
 from lenet5.search.engine import Ended, Event, Failed, Gained, Job, Lost
@@ -113,6 +114,60 @@ def test_one_that_loses_its_worker_is_trained_again_and_not_for_ever(
     with pytest.raises(UserError, match="killed"):
         train_all(lost, wanted, "validation_loss", values(), lambda _: None)
     assert len(lost.started) == 3
+
+
+def test_one_that_diverges_is_not_confirmed_and_the_others_are_judged(
+    plan: Plans, base: Params, values: Callable[..., Values]
+) -> None:
+    def diverges(job: Job) -> list[Event]:
+        return [Failed(job.key, "nan", hopeless=True)] if "2 with seed 3" in job.key else plays(job)
+
+    who, said = candidates(TRIALS, plan(), base, top=2), list[str]()
+    train_all(Stage(diverges, 3), list(trainings(who, SEEDS)), "validation_loss", values(), said.append)
+    assert any(line.endswith("trial 2 with seed 3 and split 3: nan") for line in said)
+    lucky, diverged = verdicts(TRIALS, who, "validation_loss", 0.05, SEEDS, values())
+    assert (lucky.trial, lucky.diverged, diverged.trial, diverged.diverged) == (1, 0, 2, 1)
+    assert not diverged.confirmed
+    _, rows = verdict_rows([lucky, diverged])
+    assert [row[-1] for row in rows] == ["not by more than luck", f"no: diverged on 1 of {SEEDS}"]
+
+
+def test_current_params_that_diverge_are_told(plan: Plans, base: Params, values: Callable[..., Values]) -> None:
+    def diverges(job: Job) -> list[Event]:
+        return [Failed(job.key, "nan", hopeless=True)] if "current with seed 3" in job.key else plays(job)
+
+    who = candidates(TRIALS, plan(), base, top=1)
+    train_all(Stage(diverges), list(trainings(who, SEEDS)), "validation_loss", values(), lambda _: None)
+    with pytest.raises(UserError, match=r"the current params diverge with train\.seed 3 and data\.split_seed 3"):
+        verdicts(TRIALS, who, "validation_loss", 0.05, SEEDS, values())
+
+
+def test_a_confirmed_trial_stands_before_one_whose_gain_is_larger_and_may_be_luck(
+    plan: Plans, base: Params, values: Callable[..., Values]
+) -> None:
+    def noisy(job: Job) -> list[Event]:
+        params = Params.model_validate(job.params)
+        gain = {0.02: 0.02 + 0.2 * (-1) ** params.train.seed, 0.05: 0.01 + 1e-5 * params.train.seed}
+        return [Gained(job.key, row(1, 0.5 - gain.get(params.train.lr, 0.0))), Ended(job.key)]
+
+    who = candidates(TRIALS, plan(), base, top=2)
+    train_all(Stage(noisy), list(trainings(who, SEEDS)), "validation_loss", values(), lambda _: None)
+    sure, noise = verdicts(TRIALS, who, "validation_loss", 0.05, SEEDS, values())
+    assert (sure.trial, sure.confirmed, noise.trial, noise.confirmed) == (2, True, 1, False)
+    assert noise.gain > sure.gain
+
+
+def test_trials_that_tried_the_same_are_one_and_what_is_trained_twice_is_trained_once(
+    plan: Plans, base: Params, values: Callable[..., Values]
+) -> None:
+    same = [trial(0, 0.05, 0.3), trial(1, 0.05, 0.3), trial(2, 0.05, 0.3), trial(3, 0.02, 0.4)]
+    who = candidates(same, plan(), base, top=2)
+    assert list(who) == ["current", "0", "3"]
+    stage, said = Stage(plays), list[str]()
+    twice = {**who, "3": who["current"]}
+    train_all(stage, list(trainings(twice, SEEDS)), "validation_loss", values(), said.append)
+    assert len(stage.started) == 1 + 2 * SEEDS
+    assert said[-1].startswith(f"{1 + 3 * SEEDS} of {1 + 3 * SEEDS}: ")
 
 
 def test_no_complete_trial_is_told(plan: Plans, base: Params) -> None:

@@ -8,7 +8,7 @@ import yaml
 
 from lenet5.errors import UserError
 from lenet5.params import Params, load_params
-from lenet5.search.plan import Plan, load_plan, schema, trial_params
+from lenet5.search.plan import Plan, load_plan, schema, shared_params, trial_params
 
 PLAN: dict[str, Any] = {
     "trials": 4,
@@ -43,6 +43,22 @@ def test_a_trial_has_the_base_with_what_is_fixed_and_what_is_tried(tmp_path: Pat
         "augmentation": params.train.augmentation.model_copy(update={"shift": 2}),
     }
     assert tried == params.model_copy(update={"train": params.train.model_copy(update=changes)})
+
+
+def test_whole_bounds_are_numbers_like_others_where_a_param_is_no_whole_number(tmp_path: Path, params: Params) -> None:
+    ranges = load(tmp_path, params, **space(train__lr={"low": 1, "high": 3}, train__batch_size={"low": 50, "high": 99}))
+    bounds = [repr((of.low, of.high)) for of in ranges.space.values() if not isinstance(of, list)]
+    assert bounds == ["(1.0, 3.0)", "(50, 99)"]
+
+
+def test_what_all_trials_share_is_told_where_the_base_alone_would_not_go_with_what_is_fixed(
+    tmp_path: Path, params: Params
+) -> None:
+    base = params.model_copy(update={"train": params.train.model_copy(update={"optimizer": "sgd", "momentum": 0.9})})
+    plan = load(tmp_path, base, **space(train__momentum=[0.0], train__lr=[0.1, 0.2]))
+    shared = shared_params(plan, base)
+    assert shared["train.optimizer"] == "adamw"
+    assert not {"train.momentum", "train.lr"} & shared.keys()
 
 
 def test_pruning_may_be_left_out(tmp_path: Path, params: Params) -> None:

@@ -64,7 +64,9 @@ def test_an_address_may_come_with_a_port(address: str, expected: tuple[str, int]
     assert ray_settings.host_and_port(address) == expected
 
 
-@pytest.mark.parametrize("address", ["", ":6379", "host:port", "host:70000", "host:-1", "ray://host:1"])
+@pytest.mark.parametrize(
+    "address", ["", ":6379", "host:port", "host:70000", "host:-1", "host:0", "h:²", "10.0.0..5", "ray://host:1"]
+)
 def test_what_is_no_address_is_told(address: str) -> None:
     with pytest.raises(UserError, match="not HOST:PORT"):
         ray_settings.host_and_port(address)

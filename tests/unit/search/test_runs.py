@@ -35,7 +35,12 @@ class Scripted:
         yield Gained(key, {"epoch": 1})
         words = self.fates.get(key)
         word = words.pop(0) if words else "ends"
-        yield {"ends": Ended(key), "lost": Lost(key, "the lights went out"), "fails": Failed(key, "nan", True)}[word]
+        yield {
+            "ends": Ended(key),
+            "lost": Lost(key, "the lights went out"),
+            "fails": Failed(key, "no data", hopeless=False),
+            "hopeless": Failed(key, "nan", hopeless=True),
+        }[word]
 
     def close(self) -> None:
         pass
@@ -61,6 +66,12 @@ def test_a_job_that_is_lost_three_times_is_told_with_what_ended_it() -> None:
         list(run_all(Scripted(1, {"seed 1": ["lost", "lost", "lost"]}), JOBS))
 
 
+def test_a_hopeless_job_has_come_to_its_end_and_the_others_go_on() -> None:
+    events = list(run_all(Scripted(2, {"seed 2": ["hopeless"]}), JOBS))
+    assert Failed("seed 2", "nan", hopeless=True) in events
+    assert sum(isinstance(event, Ended) for event in events) == len(JOBS) - 1
+
+
 def test_a_job_that_fails_is_told_in_its_own_words() -> None:
-    with pytest.raises(UserError, match=r"^seed 2: nan$"):
+    with pytest.raises(UserError, match=r"^seed 2: no data$"):
         list(run_all(Scripted(2, {"seed 2": ["fails"]}), JOBS))

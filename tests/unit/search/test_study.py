@@ -5,7 +5,7 @@ import pytest
 
 from lenet5.errors import UserError
 from lenet5.search.plan import Plan
-from lenet5.search.study import Study, read_study
+from lenet5.search.study import Study, open_study, read_study
 
 from .conftest import row
 
@@ -99,9 +99,25 @@ def test_where_it_began_is_kept_and_the_number_of_trials_may_grow(
     search: Search, journal: Path, plan: Callable[..., Plan]
 ) -> None:
     search()
-    assert search(trials=9).begin({"code": "2"}) == {"code": "1"}
+    assert search(trials=9).begin({"code": "1"}) == {"code": "1"}
     _, kept = read_study(journal, "wide")
     assert kept == plan(trials=9)
+
+
+def test_a_plan_of_another_origin_changes_nothing(search: Search, journal: Path, plan: Callable[..., Plan]) -> None:
+    finish(search(), 0.5)
+    another = open_study(journal, "wide", plan(space={"model.dropout": {"low": 0.0, "high": 0.5}}))
+    assert another.begin({"code": "2"}) == {"code": "1"}
+    study, kept = read_study(journal, "wide")
+    assert kept == plan()
+    assert study.trials()[0].value == 0.5
+
+
+def test_a_journal_in_which_nothing_has_begun_is_told(journal: Path, plan: Callable[..., Plan]) -> None:
+    open_study(journal, "wide", plan())
+    for name in ("wide", "copied"):
+        with pytest.raises(UserError, match=f"sweep {name} has not begun in it; `lenet5 sweep run FILE` begins it"):
+            read_study(journal, name)
 
 
 def test_a_line_that_was_never_written_whole_is_taken_off(search: Search, journal: Path) -> None:
