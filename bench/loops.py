@@ -1,6 +1,7 @@
 """The ways to train one epoch of LeNet-5 that the bench compares. Each is a function without arguments."""
 
 import warnings
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torchvision.transforms import ToTensor
 
 from lenet5.data.datasets import Splits
 from lenet5.params import Params
-from lenet5.training import inductor
+from lenet5.training import inductor, lanes
 from lenet5.training.engine import Engine, EngineChoice
 from lenet5.training.loop import laid_out, make_model
 from lenet5.training.recipe import draw_plan
@@ -76,5 +77,6 @@ def all_loops(params: Params, splits: Splits, data: Path) -> dict[str, Epoch]:
             loops["ours, compiled"] = engine(EngineChoice("compiled", True, ""))
         loops["ours, graph"] = engine(EngineChoice("graph", inductor.lacking() is None, ""))
     else:
-        loops["ours, lanes"] = engine(EngineChoice("lanes", False, ""))
+        with suppress(lanes.UnavailableError):  # no compiler, say
+            loops["ours, lanes"] = engine(EngineChoice("lanes", False, ""))
     return loops

@@ -28,6 +28,7 @@ from lenet5.errors import one_line_errors
 from lenet5.files import write_bytes, write_json
 from lenet5.network.lenet5 import LeNet5
 from lenet5.params import TRAINING_IMAGES, Params, load_params
+from lenet5.processors import use_own_share
 from lenet5.training.device import pick_device, set_deterministic, set_precision
 from lenet5.training.engine import choose_engine
 from lenet5.training.loop import Training, make_model
@@ -49,6 +50,7 @@ def main() -> None:
     repetitions, patience = (1, 2) if arguments.quick else (5, 30)
     with one_line_errors("bench"), tempfile.TemporaryDirectory() as folder:
         params = the_recipe(load_params(Path("params.yaml")))
+        use_own_share()
         device = pick_device(arguments.device)
         set_deterministic(True)
         set_precision("fp32", device)

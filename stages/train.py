@@ -38,21 +38,20 @@ def main(params: Params) -> None:
     model = make_model(params.model, params.train.seed, device)
     console.print(architecture_table(layers(model)))
     console.print(f"{len(splits.train):,} training images on {device}")
-    console.print(f"engine {engine.name}, {torch.get_num_threads()} threads: {engine.reason}")
     training = Training(model, splits, params.train, engine)
+    key = result_key(params, PIPELINE_FILE, device, engine)
+    checkpoint = Checkpoint(main_workspace() / CHECKPOINTS, key)
+    if state := checkpoint.load():  # before the threads are told: it may bring its own number
+        training.load_state_dict(state)
+        console.print(f"going on after epoch {len(training.rows)}, from the checkpoint of an unfinished training")
+    console.print(f"engine {engine.name}, {torch.get_num_threads()} threads: {engine.reason}")
     code = read_code()  # now: a tracking server may come to life when somebody has changed the code already
     cpu, threads = torch.backends.cpu.get_cpu_capability(), str(torch.get_num_threads())
     card = {f"device.{name}": fact for name, fact in card_facts(device).items()}
     engine_tags = {"device": device.type, "engine": engine.name, "threads": threads, "cpu": cpu}
     tags = lineage_tags(code) | engine_tags | card
-    key = result_key(params, PIPELINE_FILE, device, engine)
-    checkpoints, attempts = main_workspace() / CHECKPOINTS, main_workspace() / ATTEMPTS
-    checkpoint = Checkpoint(checkpoints, key)
-    if state := checkpoint.load():
-        training.load_state_dict(state)
-        console.print(f"going on after epoch {len(training.rows)}, from the checkpoint of an unfinished training")
     with (
-        begin(attempts, key, run_name(params)) as attempt,
+        begin(main_workspace() / ATTEMPTS, key, run_name(params)) as attempt,
         Stream(partial(open_run, params, attempt.name, code, tags)) as stream,
         HistoryFile(HISTORY, training.rows) as history,
         EpochDisplay(console, params, len(splits.train), training.rows) as display,

@@ -117,10 +117,10 @@ def train(
     engine = Engine(choice, model, on(device, images), params.train)
     generator = torch.Generator().manual_seed(0)
     epoch = -(-len(images) // BATCH)
-    rates, losses = learning_rates(params.train, 4 * epoch), []
+    recipe, losses = params.train.model_copy(update={"epochs": 4}), list[torch.Tensor]()
     while len(losses) * epoch < STEPS:
         plan = draw_plan(len(images), params.train.augmentation, generator)
-        losses.append(engine.train_epoch(plan, rates[len(losses) * epoch :][:epoch]).losses)
+        losses.append(engine.train_epoch(plan, learning_rates(recipe, epoch, len(losses) + 1)).losses)
     return torch.cat(losses)[:STEPS]
 
 

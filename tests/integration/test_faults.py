@@ -90,6 +90,20 @@ def test_every_killed_training_ends_byte_identical_in_one_run(
     assert resumed > KILLS / 4
 
 
+def test_a_training_that_goes_on_is_recorded_with_the_threads_it_has(pristine: Project, tmp_path: Path) -> None:
+    project = pristine.copy(tmp_path / "project")
+    project.shrink({"train.epochs": 3, "train.engine": "eager"})
+    save_every_epoch(project)
+    project.env["OMP_NUM_THREADS"] = "1"
+    while not killed(project, "train", 0, "epoch 2/"):
+        pass
+    project.env["OMP_NUM_THREADS"] = "2"
+    told = project.stage("train").stdout
+    assert "going on after epoch" in told
+    assert "engine eager, 1 threads" in told
+    assert project.runs()[-1].data.tags["threads"] == "1"
+
+
 def undo(project: Project, stage: str) -> None:
     """Give a stage its whole work again; export and evaluate always have it."""
     if stage == "download":

@@ -4,6 +4,8 @@ The ground is what the edges of the picture show: one colour, on which light may
 more than one, as wood has along its grain, every colour that they have.
 """
 
+from contextlib import suppress
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -42,12 +44,19 @@ def frame(picture: Image.Image) -> NDArray[np.uint8]:
     rows, columns = box_of(thing)
     longer = max(rows.stop - rows.start, columns.stop - columns.start)
     if longer < max(small.size) / 2:  # it deserves a closer look
-        scale, wider = picture.width / small.width, max(longer / 4, 8)
-        start = [max(0, round(scale * (edge.start - wider))) for edge in (columns, rows)]
-        stop = [round(scale * (edge.stop + wider)) for edge in (columns, rows)]
-        close = picture.crop((*start, *map(min, stop, picture.size)))
-        thing, values = _find(np.asarray(_small(close), np.float32))
+        with suppress(UserError):  # so close that nothing but the thing is left
+            thing, values = _find(np.asarray(_small(_around(rows, columns, picture, small)), np.float32))
     return centred(_scaled(values[box_of(thing)]))
+
+
+def _around(rows: slice, columns: slice, picture: Image.Image, small: Image.Image) -> Image.Image:
+    """The part of ``picture`` with what is at ``rows`` and ``columns`` of the ``small`` one, and some ground."""
+    wider = max(max(rows.stop - rows.start, columns.stop - columns.start) / 4, 8)
+    scales = [whole / part for whole, part in zip(picture.size, small.size, strict=True)]  # a narrow one has two
+    edges = list(zip((columns, rows), scales, strict=True))
+    start = [max(0, round(scale * (edge.start - wider))) for edge, scale in edges]
+    stop = [round(scale * (edge.stop + wider)) for edge, scale in edges]
+    return picture.crop((*start, *map(min, stop, picture.size)))
 
 
 def _small(picture: Image.Image) -> Image.Image:

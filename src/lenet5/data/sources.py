@@ -21,6 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
 from lenet5.data.fashion_mnist import SHA256, is_verified
@@ -32,6 +33,7 @@ DEBIAN_PACKAGE = "dataset-fashion-mnist"
 _APT_SECONDS = 600
 _LARGEST = 64 * 1024 * 1024  # no file of FashionMNIST comes near it, plain or compressed
 _CHUNK = 1 << 16
+_GZIP = b"\x1f\x8b"
 
 Fetch = Callable[[str], bytes]
 """Gives the uncompressed content of one of the four files, by its name. Raises SourceError."""
@@ -149,15 +151,16 @@ def _http_fetch(base: str, timeout: float, session: requests.Session, bars: Prog
                     bars.advance(task, len(chunk))
                     if len(content) > _LARGEST:
                         raise SourceError(f"{name}.gz is larger than FashionMNIST can be, refused")
-        except requests.RequestException as error:
+        except (requests.RequestException, HTTPError) as error:  # the second where a host is no host's name
             raise SourceError(_reason(error, timeout)) from None
-        return _unpack(bytes(content), name)
+        # A server that calls it an encoding has had it unpacked on the way.
+        return _unpack(bytes(content), name) if content.startswith(_GZIP) else bytes(content)
 
     return fetch
 
 
-def _reason(error: requests.RequestException, timeout: float) -> str:
-    if error.response is not None:
+def _reason(error: requests.RequestException | HTTPError, timeout: float) -> str:
+    if isinstance(error, requests.RequestException) and error.response is not None:
         return f"answered {error.response.status_code} {error.response.reason}"
     if isinstance(error, requests.Timeout):
         return f"silent for {timeout:g} s"

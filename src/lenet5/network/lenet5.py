@@ -154,9 +154,11 @@ def layers(model: LeNet5) -> list[Layer]:
         )
         for name in names
     ]
-    weight = model.f6.weight
+    weight, training = model.f6.weight, model.training
+    model.eval()  # dropout would draw from the random stream that training goes on with
     with torch.inference_mode():
         model(torch.zeros(1, 1, IMAGE_SIZE, IMAGE_SIZE, device=weight.device, dtype=weight.dtype))
+    model.train(training)
     for hook in hooks:
         hook.remove()
     fields = {name: receptive_field(list(steps.values())[: i + 1]) for i, name in enumerate(steps)}

@@ -11,7 +11,7 @@ from lenet5.errors import UserError
 from lenet5.findings import Finding, call, installed, program
 from lenet5.params import load_params
 from lenet5.training.cards import Driver, NoDriverError, ask_driver
-from lenet5.training.compiler import BuildError, build, compiler_name
+from lenet5.training.compiler import BuildError, build, compiler_command
 from lenet5.workspace import LIBRARIES, PARAMS_FILE
 
 
@@ -31,9 +31,10 @@ def check_cuda() -> Iterator[Finding]:
 def check_compiler() -> Iterator[Finding]:
     """The C++ compiler, which makes training on a CPU faster where it is there."""
     slow = "training on a CPU is less than a quarter as fast; on Debian, `apt-get install g++`"
-    found = program("compiler", (compiler_name(),), slow)
+    name = compiler_command()[0]
+    found = program("compiler", (name,), slow)
     broken = _cannot_build() if found.level == "ok" and sys.platform == "linux" else ""
-    yield Finding("note", "compiler", f"{compiler_name()} {broken}; {slow}") if broken else found
+    yield Finding("note", "compiler", f"{name} {broken}; {slow}") if broken else found
 
 
 def _cannot_build() -> str:

@@ -27,10 +27,10 @@ class BuildError(Exception):
     """Why there is no library, in words that follow the compiler's name."""
 
 
-def compiler_name() -> str:
-    """The command with which C++ is compiled here."""
-    usual = {"darwin": "clang++", "win32": "cl"}
-    return os.environ.get("CXX", usual.get(sys.platform, "g++"))
+def compiler_command() -> list[str]:
+    """The command with which C++ is compiled here, its name first: that of ``CXX`` with its options, or the usual."""
+    usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    return os.environ.get("CXX", "").split() or [usual]
 
 
 def build(source: Path, defined: Mapping[str, str], folder: Path) -> ctypes.CDLL:
@@ -41,13 +41,14 @@ def build(source: Path, defined: Mapping[str, str], folder: Path) -> ctypes.CDLL
     """
     import filelock  # late: a GPU does without
 
-    compiler = shutil.which(compiler_name())
+    name, *options = compiler_command()
+    compiler = shutil.which(name)
     if compiler is None:
         raise BuildError("is not installed")
-    command = [compiler, *FLAGS, *(f"-D{name}={value}" for name, value in sorted(defined.items()))]
+    command = [compiler, *options, *FLAGS, *(f"-D{name}={value}" for name, value in sorted(defined.items()))]
     try:
         sources = [path.read_bytes() for path in sorted(source.parent.iterdir()) if path.is_file()]
-        key = digest(repr((sources, command, _call([compiler, "--version"]), _cpu())).encode())
+        key = digest(repr((sources, command, _call([compiler, *options, "--version"]), _cpu())).encode())
         library = folder / f"{source.stem}-{key[:32]}.so"
         folder.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(library.with_suffix(".lock"), timeout=_LOCK_PATIENCE):
@@ -74,12 +75,15 @@ def _is_whole(library: Path) -> bool:
 
 def _call(command: list[str]) -> bytes:
     try:
-        return subprocess.run(command, check=True, capture_output=True, timeout=_PATIENCE).stdout
+        return subprocess.run(
+            command, check=True, capture_output=True, timeout=_PATIENCE, env=os.environ | {"LC_ALL": "C"}
+        ).stdout
     except subprocess.TimeoutExpired:
         raise BuildError(f"did not answer within {_PATIENCE} s") from None
     except subprocess.CalledProcessError as error:
         said = error.stderr.decode(errors="replace").strip().splitlines()
-        raise BuildError(f"failed: {said[0] if said else f'exit status {error.returncode}'}") from None
+        reasons = [*(line for line in said if "error:" in line), *said, f"exit status {error.returncode}"]
+        raise BuildError(f"failed: {reasons[0]}") from None
 
 
 def _cpu() -> str:

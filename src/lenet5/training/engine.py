@@ -89,7 +89,7 @@ class EpochResult:
         """From each step's mean loss and number of hits, (steps,); the last batch may be smaller."""
         sizes = torch.full_like(losses, batch_size)
         sizes[-1] = images - batch_size * (len(losses) - 1)
-        return cls(losses, (losses * sizes).sum().item() / images, correct.sum().item() / images)
+        return cls(losses, math.fsum((losses * sizes).tolist()) / images, correct.sum().item() / images)
 
 
 class Engine:

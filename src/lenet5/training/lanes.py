@@ -17,7 +17,7 @@ from torch import Tensor
 from lenet5.data.datasets import Split, Splits
 from lenet5.network.lenet5 import LeNet5, TableConv2d
 from lenet5.params import ModelParams, TrainParams
-from lenet5.training.compiler import BuildError, build, compiler_name
+from lenet5.training.compiler import BuildError, build, compiler_command
 from lenet5.workspace import LIBRARIES, main_workspace
 
 SOURCE = Path(__file__).parent / "kernels/lanes.cpp"
@@ -52,7 +52,7 @@ def library(params: ModelParams) -> ctypes.CDLL:
             SOURCE, {"ACTIVATION": params.activation, "POOLING": params.pooling}, main_workspace() / LIBRARIES
         )
     except BuildError as error:
-        raise UnavailableError(f"the C++ compiler {compiler_name()} {error}") from None
+        raise UnavailableError(f"the C++ compiler {compiler_command()[0]} {error}") from None
     for size in (built.network_bytes, built.block_bytes, built.image_bytes):
         size.restype = ctypes.c_int64
     return built

@@ -93,7 +93,6 @@ class Training(Progress):
         self._engine = Engine(choice, model, splits, params)
         self._generator = torch.Generator().manual_seed(params.seed)
         self._steps = math.ceil(len(splits.train) / params.batch_size)
-        self._rates = learning_rates(params, self._steps * params.epochs)
 
     def epochs(self) -> Iterator[EpochRow]:
         """Train until the last epoch or until patience runs out, yielding each epoch as it has been measured.
@@ -129,12 +128,12 @@ class Training(Progress):
         self._lowest, self._lowest_epoch = state["lowest"], state["lowest_epoch"]
 
     def _train_epoch(self) -> EpochRow:
-        done = len(self.rows)
-        rates = self._rates[done * self._steps : (done + 1) * self._steps]
+        epoch = len(self.rows) + 1
+        rates = learning_rates(self._params, self._steps, epoch)
         plan = draw_plan(len(self._splits.train), self._params.augmentation, self._generator)
         result = self._engine.train_epoch(plan, rates)
-        refuse_divergence(result, done + 1, rates)
-        row = epoch_row(self._engine.measure(), result, done + 1, rates[-1])
+        refuse_divergence(result, epoch, rates)
+        row = epoch_row(self._engine.measure(), result, epoch, rates[-1])
         self.add(row, self._model.state_dict())
         return row
 

@@ -28,19 +28,25 @@ Gradients = BatchLoss
 """The same, and the gradients of that loss are left in the weights' ``grad``."""
 
 
-def learning_rates(params: TrainParams, steps: int) -> list[float]:
-    """The learning rate of every step of training.
+def learning_rates(params: TrainParams, steps: int, epoch: int) -> list[float]:
+    """The learning rate of each of the ``steps`` of ``epoch``, which count from 1.
 
     onecycle: L. Smith, "Super-Convergence", 2018, with both halves annealed by cosine.
     """
+    total = steps * params.epochs
+    these = range((epoch - 1) * steps, epoch * steps)
     if params.schedule == "cosine":
-        return [params.lr * _anneal(1, 0, step / steps) for step in range(steps)]
+        return [params.lr * _anneal(1, 0, step / total) for step in these]
     if params.schedule == "onecycle":
-        peak, last = ONECYCLE_WARMUP * steps - 1, steps - 1
-        up = [_anneal(ONECYCLE_START, 1, step / peak) for step in range(steps) if step <= peak]
-        down = [_anneal(1, ONECYCLE_END, (step - peak) / (last - peak)) for step in range(len(up), steps)]
-        return [params.lr * factor for factor in up + down]
+        return [params.lr * _one_cycle(step, total) for step in these]
     return [params.lr] * steps
+
+
+def _one_cycle(step: int, total: int) -> float:
+    peak, last = ONECYCLE_WARMUP * total - 1, total - 1
+    if step <= peak:
+        return _anneal(ONECYCLE_START, 1, step / peak)
+    return _anneal(1, ONECYCLE_END, (step - peak) / (last - peak))
 
 
 def make_optimizer(weights: Iterable[nn.Parameter], params: TrainParams) -> torch.optim.Optimizer:

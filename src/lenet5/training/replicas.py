@@ -4,6 +4,7 @@ Every replica has its own seed: its first weights and its own shuffling and augm
 alone. Only dropout draws from one stream for all.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -87,10 +88,8 @@ def replica_epochs(
         counts = cuda_graph.Replayed(counts, counts, list, recorder)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     progress = [Progress(params) for _ in seeds]
-    epoch = -(-len(data) // params.batch_size)
-    every_rate = learning_rates(params, epoch * params.epochs)
     for number in range(1, params.epochs + 1):
-        rates = every_rate[(number - 1) * epoch :][:epoch]
+        rates = learning_rates(params, math.ceil(len(data) / params.batch_size), number)
         plan = stack_plans([draw_plan(len(data), params.augmentation, generator) for generator in generators])
         losses, correct = run_launches(steps, plan, rates, params.batch_size, device)
         measured = counts().tolist()

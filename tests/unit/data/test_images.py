@@ -124,6 +124,21 @@ def test_any_shape_fits(size: tuple[int, int]) -> None:
     assert found.max() > 60
 
 
+@pytest.mark.parametrize(
+    ("size", "box"),
+    [((3, 532), (0, 452, 1, 489)), ((7, 1099), (2, 855, 6, 1060)), ((41, 1085), (1, 752, 37, 895))],
+)
+def test_a_thing_on_a_narrow_picture_is_found_where_it_is(size: tuple[int, int], box: tuple[int, ...]) -> None:
+    for picture, place in ((size, box), (size[::-1], (box[1], box[0], box[3], box[2]))):
+        white = Image.new("L", picture, 255)
+        white.paste(0, place)
+        found = decoded(white)
+        rows, columns = (found.max(axis=axis) > 60 for axis in (1, 0))
+        longer, shorter = (rows, columns) if picture == size else (columns, rows)
+        assert longer.sum() == 28
+        assert shorter.sum() < 14
+
+
 def test_a_blurred_large_photograph_gives_what_the_small_one_gives(boot: Grey) -> None:
     large = enlarged(boot, 150).filter(ImageFilter.GaussianBlur(20))
     assert apart(decoded(large), decoded(large.resize((400, 400)))) < 3

@@ -47,6 +47,28 @@ def test_torchvisions_mirrors_are_asked_one_after_the_other_until_one_gives_the_
     assert all((tmp_path / "raw" / name).read_bytes() == name.encode() for name in SHA256)
 
 
+def test_an_address_that_is_none_is_told_and_the_next_is_asked(mirror: str, tmp_path: Path) -> None:
+    wrong = ["https://mirror..example.org/", f"https://{'a' * 64}.example.org/"]
+    params = DownloadParams(sources=[*wrong, mirror], local_dir=None, timeout=5)
+    *refused, taken = fetch_all(tmp_path / "raw", params, None)
+    assert [line.split(": ")[0] for line in refused] == wrong
+    assert taken == f"{mirror}: 4 files, verified"
+
+
+def test_a_server_that_calls_gzip_an_encoding_gives_the_files_too(
+    mirror: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    end = Quiet.end_headers
+
+    def with_encoding(handler: Quiet) -> None:
+        handler.send_header("Content-Encoding", "gzip")
+        end(handler)
+
+    monkeypatch.setattr(Quiet, "end_headers", with_encoding)
+    (taken,) = fetch_all(tmp_path / "raw", DownloadParams(sources=[mirror], local_dir=None, timeout=5), None)
+    assert taken == f"{mirror}: 4 files, verified"
+
+
 def test_a_mirror_with_other_bytes_is_refused_and_named(
     mirror: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

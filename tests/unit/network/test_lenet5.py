@@ -39,6 +39,15 @@ def test_shapes_and_receptive_fields_of_the_layers(model_params: ModelParamsOf, 
     assert [row.receptive_field for row in rows] == [5, 6, 14, 16, 28, 28, 28]
 
 
+def test_looking_at_the_layers_changes_nothing_about_a_training(model_params: ModelParamsOf) -> None:
+    model = LeNet5(model_params(dropout=0.5))
+    before = torch.get_rng_state()
+    layers(model)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.training
+    assert model.dropout.training
+
+
 def test_its_weights_load_into_the_tutorials_own_sequential_as_readme_says(
     model_params: ModelParamsOf, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,6 +44,19 @@ def model(model_params: Callable[..., ModelParams]) -> LeNet5:
     return LeNet5(model_params())
 
 
+def test_the_running_loss_of_many_steps_is_the_same_with_any_number_of_threads() -> None:
+    before, generator, found = torch.get_num_threads(), torch.Generator().manual_seed(0), set()
+    losses = [torch.rand(55_000, generator=generator, dtype=torch.float64) for _ in range(10)]
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results = [EpochResult.of(one, torch.ones_like(one), len(one), 1) for one in losses]
+            found.add(tuple(result.mean_loss for result in results))
+    finally:
+        torch.set_num_threads(before)
+    assert len(found) == 1
+
+
 def test_running_figures_weigh_every_image_alike_though_the_last_batch_is_smaller(
     model: LeNet5, train_params: TrainParamsOf, random_split: Callable[[int, int], Split]
 ) -> None:

@@ -22,12 +22,13 @@ from lenet5.errors import UserError
 from lenet5.network.lenet5 import LeNet5
 from lenet5.params import ModelParams, TrainParams
 from lenet5.training import compiler, lanes
-from lenet5.training.compiler import BuildError, build, compiler_name
+from lenet5.training.compiler import BuildError, build, compiler_command
 from lenet5.training.engine import Engine, EngineChoice, choose_engine
 from lenet5.training.recipe import augment, draw_plan, make_optimizer
 
 pytestmark = pytest.mark.skipif(
-    platform.system() != "Linux" or not shutil.which(compiler_name()), reason="lanes need Linux and a C++ compiler"
+    platform.system() != "Linux" or not shutil.which(compiler_command()[0]),
+    reason="lanes need Linux and a C++ compiler",
 )
 ModelParamsOf, TrainParamsOf = Callable[..., ModelParams], Callable[..., TrainParams]
 RandomSplit = Callable[[int, int], Split]
@@ -60,7 +61,7 @@ def width(request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.Monk
         if platform.machine() != "x86_64":
             pytest.skip("there are always eight lanes here")
         flag = "-mno-avx512f" if "AVX512" in torch.backends.cpu.get_cpu_capability() else "-D__AVX512F__"
-        monkeypatch.setenv("CXX", str(script(folder / "other", f'exec {compiler_name()} "$@" {flag}')))
+        monkeypatch.setenv("CXX", str(script(folder / "other", f'exec {" ".join(compiler_command())} "$@" {flag}')))
     return str(request.param)
 
 
@@ -308,6 +309,11 @@ def test_a_compiler_that_fails_leaves_the_steps_to_pytorch_and_the_reason_says_s
     other_cpus = 'for word; do [ "$last" = -o ] && echo ELF of another CPU > "$word"; last=$word; done; exit 0'
     for name, text, reason in (
         ("refuses", "echo no such flag >&2; exit 1", "refuses failed: no such flag"),
+        (
+            "wordy",
+            "echo In file included >&2; echo x.hpp:3: error: no lanes >&2; exit 1",
+            "wordy failed: x.hpp:3: error",
+        ),
         ("dies", "kill -9 $$", "dies failed: exit status -9"),
         ("hangs", "sleep 30", "hangs did not answer within 1 s"),
         ("silent", "exit 0", "silent made nothing that can be used"),
@@ -320,6 +326,16 @@ def test_a_compiler_that_fails_leaves_the_steps_to_pytorch_and_the_reason_says_s
         assert "\n" not in choice.reason
     monkeypatch.setenv("CXX", str(tmp_path / "none"))
     assert "none is not installed" in choose_engine(model_params(), train_params(engine="auto"), 100, CPU).reason
+
+
+@pytest.mark.parametrize(("set_to", "counted"), [("{} -DEXTRA", " -DEXTRA "), ("env {}", " -O2 "), ("", None)])
+def test_the_compiler_may_come_with_options_or_before_another_or_be_the_usual_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, set_to: str, counted: str | None
+) -> None:
+    counting = script(tmp_path / "counting", f'echo "$@" >> {tmp_path}/calls\nexec g++ "$@"')
+    monkeypatch.setenv("CXX", set_to.format(counting))
+    assert build(lanes.SOURCE, {"ACTIVATION": "relu", "POOLING": "max"}, tmp_path / "kept").lanes() in (8, 16)
+    assert counted is None or counted in (tmp_path / "calls").read_text()
 
 
 def test_a_library_is_compiled_once_and_anew_when_anything_about_it_changed(

@@ -143,8 +143,8 @@ def test_rows_show_the_learning_rate_of_the_epochs_last_step(
 ) -> None:
     training = start(schedule="cosine", batch_size=10)
     finish(training)
-    every_step = learning_rates(train_params(schedule="cosine"), steps=3 * 4)
-    assert [row.learning_rate for row in training.rows] == every_step[3::4]
+    params = train_params(schedule="cosine", epochs=3)
+    assert [row.learning_rate for row in training.rows] == [learning_rates(params, 4, epoch)[-1] for epoch in (1, 2, 3)]
 
 
 def test_training_twice_with_one_seed_gives_identical_weights_and_history(start: Start) -> None:

@@ -43,22 +43,24 @@ def test_learning_rates_are_those_of_pytorchs_schedulers(
         optimizer.step()
         if step < steps - 1:
             scheduler.step()
-    assert learning_rates(train_params(schedule=schedule, lr=0.1), steps) == pytest.approx(
+    assert learning_rates(train_params(schedule=schedule, lr=0.1, epochs=1), steps, 1) == pytest.approx(
         expected, rel=1e-9, abs=1e-12
     )
 
 
 def test_constant_learning_rate(train_params: TrainParamsOf) -> None:
-    assert learning_rates(train_params(lr=0.9), 4) == [0.9] * 4
+    assert learning_rates(train_params(lr=0.9), 4, 2) == [0.9] * 4
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "onecycle"])
-@given(steps=st.integers(1, 200))
+@given(steps=st.integers(1, 40), epochs=st.integers(1, 5))
 def test_every_step_has_a_learning_rate_that_never_exceeds_the_one_set(
-    train_params: TrainParamsOf, schedule: str, steps: int
+    train_params: TrainParamsOf, schedule: str, steps: int, epochs: int
 ) -> None:
-    rates = learning_rates(train_params(schedule=schedule, lr=0.5), steps)
-    assert len(rates) == steps
+    params = train_params(schedule=schedule, lr=0.5, epochs=epochs)
+    rates = [rate for epoch in range(1, epochs + 1) for rate in learning_rates(params, steps, epoch)]
+    assert rates == learning_rates(params.model_copy(update={"epochs": 1}), steps * epochs, 1)
+    assert len(rates) == steps * epochs
     assert all(0 < rate <= 0.5 for rate in rates)
 
 
