@@ -74,7 +74,7 @@ def test_a_sweep_is_one_run_with_a_child_a_trial(sweep: Project) -> None:
     assert parent.data.metrics["validation_loss"] == best.data.metrics["validation_loss"]
     files = {file.path for file in sweep.mlflow().list_artifacts(parent.info.run_id)}
     assert {"tiny.yaml", "leaderboard.md", "history.png", "importance.png", "parallel.png", "slices.png"} <= files
-    assert "sweep run sweeps/tiny.yaml" in parent.data.tags["mlflow.note.content"]
+    assert "`lenet5 sweep run` with tiny.yaml goes on" in parent.data.tags["mlflow.note.content"]
 
     shown = sweep.run("lenet5", "sweep", "show", "tiny").stdout
     assert f"{best.data.metrics['validation_loss']:.4f}" in shown

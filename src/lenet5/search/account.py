@@ -52,7 +52,7 @@ def _parent(key: str, name: str, plan: Plan, base: Params, trials: list[Trial], 
     totals = {"trials": float(len(ended)), "trials_complete": float(len(best))}
     told = (
         f"A sweep of {plan.trials} trials: {counts(trials)}.\n\n{markdown(*leaderboard(trials, plan))}\n"
-        f"`lenet5 sweep show {name}` shows more, and `lenet5 sweep run` with its file goes on where it stopped."
+        f"`lenet5 sweep show {name}` shows more, and `lenet5 sweep run` with {name}.yaml goes on where it stopped."
     )
     tags = {"sweep": name, "objective": plan.objective} | ({"best_trial": str(best[0].number)} if best else {})
     last = max((trial.ended or 0 for trial in trials), default=0)

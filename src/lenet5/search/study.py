@@ -143,15 +143,18 @@ def open_study(journal: Path, name: str, plan: Plan) -> Study:
     journal.parent.mkdir(parents=True, exist_ok=True)
     if journal.exists():
         _mend(journal)
-    lower = lower_is_better(plan.objective)
     pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
     if isinstance(plan.prune, Prune):
         first = max(1, math.ceil(_SHARES * plan.prune.after))
         pruner = optuna.pruners.SuccessiveHalvingPruner(first, reduction_factor=_HALF)
-    study = optuna.create_study(
-        storage=_storage(journal), study_name=name, load_if_exists=True, direction="minimize" if lower else "maximize",
-        pruner=pruner,
-    )  # fmt: skip
+    storage = _storage(journal)
+    if _begun(storage, name):
+        study = optuna.load_study(storage=storage, study_name=name, pruner=pruner)
+    else:
+        lower = lower_is_better(plan.objective)
+        study = optuna.create_study(
+            storage=storage, study_name=name, direction="minimize" if lower else "maximize", pruner=pruner
+        )
     # One that went on with the same seed would try at random what it has tried before.
     seed = len(study.get_trials(deepcopy=False))
     study.sampler = optuna.samplers.TPESampler(multivariate=True, constant_liar=True, seed=seed)
@@ -165,8 +168,7 @@ def read_study(journal: Path, name: str) -> tuple[Study, Plan]:
     """
     _refuse_damage(journal)
     storage = _storage(journal)
-    begun = [one for one in optuna.get_all_study_names(storage) if one == name]
-    study = optuna.load_study(storage=storage, study_name=name) if begun else None
+    study = optuna.load_study(storage=storage, study_name=name) if _begun(storage, name) else None
     if study is None or _KEY not in study.user_attrs:  # its first process was killed, or a copy got this name
         raise UserError(f"{journal}: sweep {name} has not begun in it; `lenet5 sweep run FILE` begins it")
     plan = Plan.model_validate(study.user_attrs[_PLAN])
@@ -176,6 +178,10 @@ def read_study(journal: Path, name: str) -> tuple[Study, Plan]:
 def _storage(journal: Path) -> JournalStorage:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return JournalStorage(JournalFileBackend(str(journal), lock_obj=_NoLock(str(journal))))
+
+
+def _begun(storage: JournalStorage, name: str) -> bool:
+    return name in optuna.get_all_study_names(storage)
 
 
 def _mend(journal: Path) -> None:

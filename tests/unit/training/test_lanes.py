@@ -328,7 +328,7 @@ def test_a_compiler_that_fails_leaves_the_steps_to_pytorch_and_the_reason_says_s
     assert "none is not installed" in choose_engine(model_params(), train_params(engine="auto"), 100, CPU).reason
 
 
-@pytest.mark.parametrize(("set_to", "counted"), [("{} -DEXTRA", " -DEXTRA "), ("env {}", " -O2 "), ("", None)])
+@pytest.mark.parametrize(("set_to", "counted"), [("{} -DEXTRA", "-DEXTRA "), ("env {}", "-O2 "), ("", None)])
 def test_the_compiler_may_come_with_options_or_before_another_or_be_the_usual_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, set_to: str, counted: str | None
 ) -> None:
