@@ -88,17 +88,21 @@ def tagged(
     client: MlflowClient, experiment_id: str, tag: str, value: str, kind: int = ViewType.ACTIVE_ONLY
 ) -> list[MlflowRun]:
     """The runs that carry ``tag``, oldest first."""
-    return every_run(client, experiment_id, f"tags.`{tag}` = '{value}'", kind)
+    return every_run(client, experiment_id, f"tags.`{tag}` = '{value}'", kind, "start_time ASC")
 
 
 def every_run(
-    client: MlflowClient, experiment_id: str, condition: str, kind: int = ViewType.ACTIVE_ONLY
+    client: MlflowClient,
+    experiment_id: str,
+    condition: str,
+    kind: int = ViewType.ACTIVE_ONLY,
+    order: str = "start_time DESC",
 ) -> list[MlflowRun]:
-    """All runs that fulfil ``condition``, oldest first, however many pages of them there are."""
+    """All runs that fulfil ``condition``, in that ``order``, however many pages of them there are."""
     runs: list[MlflowRun] = []
     token = None
     while True:
-        page = client.search_runs([experiment_id], condition, kind, order_by=["start_time ASC"], page_token=token)
+        page = client.search_runs([experiment_id], condition, kind, order_by=[order], page_token=token)
         runs += page
         token = page.token
         if not token:
