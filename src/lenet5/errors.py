@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import select
 import signal
 import stat
 import sys
@@ -52,6 +53,10 @@ def one_line_errors(command: str, interrupted: str = "`dvc repro` takes it up ag
         yield
     except UserError as error:
         _fail(command, str(error), 1)
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        sys.exit(1)  # whoever reads, `head` say, has seen enough
     except OSError as error:
         if error.errno not in _PERSON_CAN_MEND:
             raise
@@ -59,6 +64,18 @@ def one_line_errors(command: str, interrupted: str = "`dvc repro` takes it up ag
         _fail(command, f"{error.strerror}{where}; nothing was half written: make room or access, then repeat", 1)
     except KeyboardInterrupt as error:
         _fail(command, f"{ended_by(error)}; {interrupted}", exit_status(error))
+
+
+def _nobody_reads() -> bool:
+    """Whether stdout is a pipe without a reader; what is still to be written to it is then dropped."""
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    state = select.poll()
+    state.register(sys.stdout.fileno(), 0)
+    gone = any(event & select.POLLERR for _, event in state.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone
 
 
 def ended_by(error: KeyboardInterrupt) -> str:

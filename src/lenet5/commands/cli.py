@@ -31,7 +31,9 @@ def main(words: Sequence[str] | None = None) -> None:
     end_as_by_ctrl_c()
     try:
         with one_line_errors(f"lenet5 {arguments.command}", interrupted=arguments.interrupted):
-            sys.exit(arguments.do(arguments))
+            status = arguments.do(arguments)
+            sys.stdout.flush()
+            sys.exit(status)
     except SystemExit as ending:
         if isinstance(ending.code, int) and ending.code > 128:
             os._exit(ending.code)  # whoever pressed Ctrl-C does not wait for the libraries' own way out

@@ -1,5 +1,8 @@
 import re
 import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +39,15 @@ def test_help_lists_the_words_in_order_with_one_line_each(capsys: pytest.Capture
     assert status("--help") == 0
     lines = re.findall(r"^    (\w+) +\S.*$", capsys.readouterr().out, re.MULTILINE)
     assert lines == WORDS
+
+
+def test_a_reader_who_has_seen_enough_is_no_error(tmp_path: Path) -> None:
+    lines = "print('a line ' * 20)\n" * 2000
+    code = f"from lenet5.commands import cli\ncli._doctor = lambda _: exec({lines!r}) or 0\ncli.main(['doctor'])"
+    for enough in ("true", "head -1"):
+        command = f"{shlex.join([sys.executable, '-c', code])} | {enough}; exit ${{PIPESTATUS[0]}}"
+        done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (1, "")
 
 
 OF_TWO = [
