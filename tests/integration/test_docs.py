@@ -116,14 +116,18 @@ INSTEAD = {
     "lenet5 cluster stop": Instead(
         "a cluster may be at work on this machine", "lenet5 cluster stop --help", test=f"{ON_MACHINES}_and_stops"
     ),
-    "lenet5 sweep run sweeps/wide.yaml": Instead(
-        "it trains for hours",
-        "lenet5 sweep run --help",
-        test="test_sweep.py::test_a_sweep_is_one_run_with_a_child_a_trial",
-    ),
-    "lenet5 sweep confirm wide --top 3 --seeds 8": Instead(
-        "README has it for a small one", "lenet5 sweep confirm --help"
-    ),
+    **{
+        f"lenet5 sweep run sweeps/{name}.yaml": Instead(
+            "it trains for hours",
+            "lenet5 sweep run --help",
+            test="test_sweep.py::test_a_sweep_is_one_run_with_a_child_a_trial",
+        )
+        for name in ("wide", "longer")
+    },
+    **{
+        f"lenet5 sweep confirm {those}": Instead("README has it for a small one", "lenet5 sweep confirm --help")
+        for those in ("wide --top 3 --seeds 8", "longer --top 1 --seeds 8")
+    },
     "lenet5 sweep confirm small": Instead(
         "it trains 33 times",
         "lenet5 sweep confirm --help",

@@ -211,7 +211,7 @@ def test_the_run_of_a_sweep_shows_its_best_trials_and_its_pictures(page: Page, p
         page.goto(f"{of_parent}?workflowType=machine_learning")
         expect(page.get_by_role("heading", name=parent.info.run_name)).to_be_visible()
         page.get_by_text("Show more").click()
-        expect(page.get_by_text("lenet5 sweep run sweeps/tiny.yaml").first).to_be_visible()
+        expect(page.get_by_text("with tiny.yaml goes on where it stopped").first).to_be_visible()
         for column in ("trial", "validation loss"):
             expect(page.get_by_role("columnheader", name=column, exact=True)).to_be_visible()
         page.wait_for_timeout(1000)
