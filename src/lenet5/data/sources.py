@@ -153,8 +153,9 @@ def _http_fetch(base: str, timeout: float, session: requests.Session, bars: Prog
                         raise SourceError(f"{name}.gz is larger than FashionMNIST can be, refused")
         except (requests.RequestException, HTTPError) as error:  # the second where a host is no host's name
             raise SourceError(_reason(error, timeout)) from None
-        # A server that calls it an encoding has had it unpacked on the way.
-        return _unpack(bytes(content), name) if content.startswith(_GZIP) else bytes(content)
+        if "Content-Encoding" in response.headers and not content.startswith(_GZIP):  # it was unpacked on the way
+            return bytes(content)
+        return _unpack(bytes(content), name)
 
     return fetch
 
