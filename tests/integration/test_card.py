@@ -21,7 +21,7 @@ def test_a_full_card_ends_train_with_a_line_a_failed_run_and_the_earlier_outs(pi
     outs = [pipeline_copy.path / name for name in ("models/lenet5.pth", "plots/history.csv", "metrics/training.json")]
     before = [out.read_bytes() for out in outs]
     step = "        result = self._engine.train_epoch(plan, rates)\n"
-    full = "        if epoch > 1:\n            raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GB')\n"
+    full = "        if epoch > 1:\n            raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB.')\n"
     replace(pipeline_copy, "training/loop.py", step, full + step)
     no_facts = 'if device.type != "cuda":\n        return {}\n'
     facts = 'if device.type != "cuda":\n        return {"card": "A Card", "cudnn": "91000"}\n'
@@ -30,7 +30,7 @@ def test_a_full_card_ends_train_with_a_line_a_failed_run_and_the_earlier_outs(pi
     assert done.returncode != 0
     assert TRACEBACK not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("train: ")]
-    assert "the card's memory is full (CUDA out of memory. Tried to allocate 2 GB); set train.device: cpu" in line
+    assert "the card's memory is full (CUDA out of memory. Tried to allocate 2 GiB.); set train.device: cpu" in line
     assert [out.read_bytes() for out in outs] == before
     failed = pipeline_copy.runs()[-1]
     assert failed.info.status == "FAILED"
