@@ -21,7 +21,8 @@ def test_a_full_card_ends_train_with_a_line_a_failed_run_and_the_earlier_outs(pi
     outs = [pipeline_copy.path / name for name in ("models/lenet5.pth", "plots/history.csv", "metrics/training.json")]
     before = [out.read_bytes() for out in outs]
     step = "        result = self._engine.train_epoch(plan, rates)\n"
-    full = "        if epoch > 1:\n            raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB.')\n"
+    error = "torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB.')"
+    full = f"        if epoch > 1:\n            raise {error}\n"
     replace(pipeline_copy, "training/loop.py", step, full + step)
     no_facts = 'if device.type != "cuda":\n        return {}\n'
     facts = 'if device.type != "cuda":\n        return {"card": "A Card", "cudnn": "91000"}\n'
