@@ -76,7 +76,7 @@ def test_a_bare_machine_is_told_what_it_lacks_and_training_does_as_it_says(well:
     status, found = findings(well, **bare)
     assert status == 0
     assert found["chromium"] == ("note", found["chromium"][1])
-    assert found["compiler"][1].startswith("not found (g++); training on a CPU is less than a quarter as fast; ")
+    assert found["compiler"][1].startswith("not found (g++); training on a CPU is less than a third as fast; ")
     assert "engine eager" in well.run("python", "stages/train.py", **bare).stdout
     if shutil.which("g++"):
         assert findings(well)[1]["compiler"][0] == "ok"

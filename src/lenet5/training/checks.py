@@ -30,7 +30,7 @@ def check_cuda() -> Iterator[Finding]:
 
 def check_compiler() -> Iterator[Finding]:
     """The C++ compiler, which makes training on a CPU faster where it is there."""
-    slow = "training on a CPU is less than a quarter as fast; on Debian, `apt-get install g++`"
+    slow = "training on a CPU is less than a third as fast; on Debian, `apt-get install g++`"
     name = compiler_command()[0]
     found = program("compiler", (name,), slow)
     broken = _cannot_build() if found.level == "ok" and sys.platform == "linux" else ""

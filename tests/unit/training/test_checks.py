@@ -93,7 +93,7 @@ def test_without_a_compiler_training_is_slower(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("PATH", str(workspace))
     finding = only(checks.check_compiler)
     assert finding.level == "note"
-    assert "training on a CPU is less than a quarter as fast" in finding.text
+    assert "training on a CPU is less than a third as fast" in finding.text
 
 
 def test_a_compiler_that_builds_nothing_is_told_with_its_own_word(
