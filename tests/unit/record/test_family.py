@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from lenet5.params import Params
 from lenet5.record.family import Family, Member, Mirror
 from lenet5.record.family_runs import FamilyRuns
 from lenet5.record.lineage import Code
 from lenet5.record.result import Point
-from lenet5.record.store import Store, connect
+from lenet5.record.store import Store
 
 CODE = Code("", "", "", "")
 
@@ -35,12 +34,6 @@ def points(workspace: Path) -> list[tuple[str, int, float]]:
             "select name, step, value from metrics join runs using (run_uuid) where key = 'loss/validation'"
         )
         return sorted(found.fetchall())
-
-
-@pytest.fixture
-def store(workspace: Path, params: Params) -> Store:
-    (workspace / "params.yaml").write_text("")
-    return connect(params)
 
 
 def sender(store: Store) -> Callable[[Family], None]:

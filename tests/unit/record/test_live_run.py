@@ -1,5 +1,4 @@
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -7,7 +6,7 @@ from lenet5.params import Params
 from lenet5.record.lineage import Code
 from lenet5.record.live_run import TrainingRun
 from lenet5.record.result import TRAIN_ACCURACY, Point
-from lenet5.record.store import DESCRIPTION, Store, connect
+from lenet5.record.store import DESCRIPTION, Store
 
 
 @pytest.fixture
@@ -15,12 +14,6 @@ def quiet(params: Params) -> Params:
     recorded = params.register_.model_copy(update={"system_metrics": False})
     stuck = params.train.model_copy(update={"lr": 9.0, "optimizer": "sgd"})
     return params.model_copy(update={"register_": recorded, "train": stuck})
-
-
-@pytest.fixture
-def store(workspace: Path, quiet: Params) -> Store:
-    (workspace / "params.yaml").write_text("")
-    return connect(quiet)
 
 
 @pytest.fixture

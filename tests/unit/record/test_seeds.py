@@ -1,5 +1,4 @@
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from mlflow.exceptions import MlflowException
@@ -8,7 +7,7 @@ from lenet5.errors import UserError
 from lenet5.params import Params
 from lenet5.record.lineage import Code
 from lenet5.record.seeds import SeedsRun
-from lenet5.record.store import Store, connect
+from lenet5.record.store import Store
 from lenet5.results.history import EpochRow
 
 NAMES = [
@@ -16,12 +15,6 @@ NAMES = [
 ]
 ROWS = [EpochRow(epoch=epoch, learning_rate=0.1, **dict.fromkeys(NAMES, 1 / epoch)) for epoch in (1, 2)]
 FIGURES = {"test_accuracy": 0.9}
-
-
-@pytest.fixture
-def store(workspace: Path, params: Params) -> Store:
-    (workspace / "params.yaml").write_text("")
-    return connect(params)
 
 
 @pytest.fixture
