@@ -13,7 +13,12 @@ from functools import partial
 from types import FrameType
 from typing import NoReturn
 
-_PERSON_CAN_MEND = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+PERSON_CAN_MEND = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+"""The numbers of an OSError about room or access."""
+_NO_SUCH_PLACE = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EBUSY}
+_MENDS = dict.fromkeys(PERSON_CAN_MEND, "make room or access, then repeat") | dict.fromkeys(
+    _NO_SUCH_PLACE, "name another place, or clear that one"
+)
 _ENDING_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _AGAIN_SECONDS = 0.05  # a finalizer that is at work then drops it once more, and it is raised once more
 
@@ -58,10 +63,10 @@ def one_line_errors(command: str, interrupted: str = "`dvc repro` takes it up ag
             raise
         sys.exit(1)  # whoever reads, `head` say, has seen enough
     except OSError as error:
-        if error.errno not in _PERSON_CAN_MEND:
+        if error.errno not in _MENDS:
             raise
         where = f" ({error.filename})" if error.filename else ""
-        _fail(command, f"{error.strerror}{where}; nothing was half written: make room or access, then repeat", 1)
+        _fail(command, f"{error.strerror}{where}; nothing was half written: {_MENDS[error.errno]}", 1)
     except KeyboardInterrupt as error:
         _fail(command, f"{ended_by(error)}; {interrupted}", exit_status(error))
 

@@ -29,6 +29,7 @@ def run_stage(name: str, main: Callable[["Params"], None]) -> None:
     from lenet5.params import load_params
     from lenet5.workspace import PARAMS_FILE
 
+    sys.excepthook = sys.__excepthook__
     with one_line_errors(name):
         _refuse_another_package(Path(sys.argv[0]))
         main(load_params(PARAMS_FILE))

@@ -4,6 +4,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from .conftest import Project
 from .test_record import NAME
@@ -13,6 +15,10 @@ from .test_registry import Lenet5, delete_for_good
 @pytest.fixture
 def lenet5(pipeline_copy: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Lenet5:
     return Lenet5(pipeline_copy, monkeypatch, capsys)
+
+
+def goes_away(*_: object) -> None:
+    raise MlflowException("no route to the server")
 
 
 def test_a_result_goes_whole_into_another_record_once(
@@ -29,7 +35,10 @@ def test_a_result_goes_whole_into_another_record_once(
     damaged.write_bytes(file.read_bytes()[:-1000])
     for name, said in ((damaged, "damaged"), (tmp_path / "none.zip", "no such file"), (tmp_path, "not a file that")):
         assert said in lenet5.refused("record", "take", str(name))
-    assert "version 1 of lenet5-fashionmnist, without an alias" in lenet5("record", "take", str(file))
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, "set_terminated", goes_away)
+        assert "the same command takes it up again" in lenet5.refused("record", "take", str(file))
+    assert "version 2 of lenet5-fashionmnist, without an alias" in lenet5("record", "take", str(file))
     assert "is here already" in lenet5("record", "take", str(file))
     (taken,) = pipeline_copy.runs(other)
     client, there = pipeline_copy.mlflow(other), pipeline_copy.mlflow()
@@ -45,9 +54,9 @@ def test_a_result_goes_whole_into_another_record_once(
                for one, each in ((there, run), (client, taken))]  # fmt: skip
     assert history[0] == history[1] != []
     assert client.get_registered_model(NAME).aliases == {}
-    assert lenet5("compare", f"models:/{NAME}/1", "workspace") == before
+    assert lenet5("compare", f"models:/{NAME}/2", "workspace") == before
     assert lenet5("compare", taken.info.run_name, "workspace").partition("Params")[2] == before.partition("Params")[2]
-    lenet5("champion", "1")
+    lenet5("champion", "2")
     assert "Ankle boot" in lenet5("predict", "--model", "champion", "docs/img/boot.png")
     assert "nothing is missing" in lenet5("record", "verify")
     assert len(pipeline_copy.runs()) == 1
@@ -58,6 +67,7 @@ def test_verify_names_what_is_missing_and_make_record_mends_it(pipeline_copy: Pr
     client, (run,) = pipeline_copy.mlflow(), pipeline_copy.runs()
     artifacts = Path(run.info.artifact_uri.removeprefix("file://"))
     (artifacts / "plots/predictions.csv").unlink()
+    assert "plots/predictions.csv missing" in lenet5.refused("record", "pack", run.info.run_id, "result.zip")
     version = client.get_model_version_by_alias(NAME, "champion")
     (models,) = pipeline_copy.path.glob("mlruns/*/models/*/artifacts")
     shutil.rmtree(models)

@@ -83,6 +83,8 @@ def test_a_run_says_where_it_comes_from(finished: Project) -> None:
     head = finished.run("git", "rev-parse", "HEAD~1").stdout.strip()
     assert run.data.tags["mlflow.source.git.commit"] == head
     assert run.data.tags["git.dirty"] == "false"
+    (model,) = finished.mlflow().search_logged_models([run.info.experiment_id])
+    assert run.info.end_time < model.creation_timestamp  # it ended with training, not when it was registered
     assert run.data.tags["device"] == "cpu"
     assert "torch" in run.data.tags["versions"]
     contexts = {tag.value for entry in run.inputs.dataset_inputs for tag in entry.tags}
@@ -98,6 +100,17 @@ def test_telemetry_is_off_unless_a_person_turns_it_on(finished: Project, chosen:
     assert done.stdout == f"{off}\n"
 
 
+def test_an_experiment_that_completes_a_run_is_the_name_that_everything_calls_it_by(pipeline_copy: Project) -> None:
+    (run,) = pipeline_copy.runs()
+    pipeline_copy.mlflow().delete_tag(run.info.run_id, "result")  # trained, and then the server went away
+    head = pipeline_copy.run("git", "rev-parse", "HEAD").stdout.strip()
+    pipeline_copy.stage("register", DVC_EXP_NAME="sunny-day", DVC_EXP_BASELINE_REV=head)
+    (run,) = pipeline_copy.runs()
+    assert run.info.run_name == pipeline_copy.json("registration")["run_name"] == "sunny-day"
+    card = pipeline_copy.mlflow().download_artifacts(run.info.run_id, "reports/model_card.md")
+    assert f"sunny-day, `{run.info.run_id}`" in Path(card).read_text()
+
+
 def test_a_wiped_record_is_rebuilt_from_the_outs(pristine: Project, pipeline_copy: Project) -> None:
     (before,) = pristine.runs()
     (pipeline_copy.path / "mlflow.db").unlink()
@@ -111,13 +124,22 @@ def test_a_wiped_record_is_rebuilt_from_the_outs(pristine: Project, pipeline_cop
     assert pipeline_copy.mlflow().get_model_version_by_alias(NAME, "champion").version == 1
 
 
-@pytest.mark.parametrize("gone", ["", "*/*/artifacts/plots", "*/models/*/artifacts"])
+@pytest.mark.parametrize(
+    "gone",
+    [
+        "",
+        "*/*/artifacts/plots",
+        "*/models/*/artifacts",
+        "*/models/*/artifacts/MLmodel",
+        "*/models/*/artifacts/evidence/about.json",  # it comes last: a process was killed before it
+    ],
+)
 def test_files_deleted_by_hand_come_back_with_the_record(pipeline_copy: Project, gone: str) -> None:
     pipeline_copy.stage("register")
     (before,) = pipeline_copy.runs()
     mlruns = pipeline_copy.path / "mlruns"
-    for folder in list(mlruns.glob(gone)) if gone else [mlruns]:
-        shutil.rmtree(folder)
+    for place in list(mlruns.glob(gone)) if gone else [mlruns]:
+        shutil.rmtree(place) if place.is_dir() else place.unlink()
     pipeline_copy.stage("register")
     compared = pipeline_copy.run("lenet5", "compare", "champion", before.info.run_id)
     assert "Neither is better" in compared.stdout

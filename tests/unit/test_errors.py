@@ -102,6 +102,13 @@ def test_a_full_or_locked_disk_is_told_in_one_line_with_the_file(
     assert line.startswith(f"train: {os.strerror(number)} (models/lenet5.pth); ")
 
 
+@pytest.mark.parametrize("number", [errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EBUSY])
+def test_a_place_where_no_file_can_be_is_told_in_one_line(capsys: pytest.CaptureFixture[str], number: int) -> None:
+    status, line = end(capsys, OSError(number, os.strerror(number), "models/lenet5.pth"))
+    assert (status, line.partition("; ")[0]) == (1, f"train: {os.strerror(number)} (models/lenet5.pth)")
+    assert line.endswith("name another place, or clear that one")
+
+
 def test_a_full_disk_is_told_even_where_the_file_is_unknown(capsys: pytest.CaptureFixture[str]) -> None:
     assert end(capsys, OSError(errno.ENOSPC, "No space left on device"))[1].startswith(
         "train: No space left on device;"

@@ -29,6 +29,9 @@ _KNOWN = {
         "the store was written by another MLflow version; copy it, then `mlflow db upgrade` with its address "
         "brings an older one up to date; for a newer one install the MLflow that made it"
     ),
+    ("database or disk is full",): "its disk is full; make room",
+    ("database is locked",): "another program holds it; end that, or try again",
+    ("readonly database", "unable to open database file"): "you may not write there; ask its owner",
     ("Could not find a registered", "unsupported URI", "Can't load plugin"): (
         "no such kind of store; MLFLOW_TRACKING_URI must begin with http://, https://, sqlite:/// or postgresql://"
     ),

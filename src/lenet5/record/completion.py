@@ -37,7 +37,7 @@ def record(store: Store, result: Result, tags: Mapping[str, str], code: Code) ->
         run = _find_or_create(store, result, tags, code)
         complete = RESULT in run.data.tags and not lacking_files(store.client, run.info.run_id)
         if not complete:
-            _rename(store, run, result.params, tags)
+            run = _rename(store, run, result.params, tags)
             _complete(store, run, result)
         decision, version = judged(store, run, result)
         if not complete:
@@ -82,12 +82,14 @@ def _find_or_create(store: Store, result: Result, tags: Mapping[str, str], code:
     return open_run(store, result.params, code, tags)
 
 
-def _rename(store: Store, run: MlflowRun, params: Params, tags: Mapping[str, str]) -> None:
-    """Call the run as the experiment that completes it; training may have been an earlier one's."""
+def _rename(store: Store, run: MlflowRun, params: Params, tags: Mapping[str, str]) -> MlflowRun:
+    """Call the run as the experiment that completes it, and return it so; training may have been an earlier one's."""
     completes = {name: tags[name] for name in ("digest.params", *EXPERIMENT_TAGS) if name in tags}
-    if EXPERIMENT_TAGS.keys() <= completes.keys() and not completes.items() <= run.data.tags.items():
-        store.client.log_batch(run.info.run_id, tags=[RunTag(name, value) for name, value in completes.items()])
-        store.client.update_run(run.info.run_id, name=run_name(params))
+    if not EXPERIMENT_TAGS.keys() <= completes.keys() or completes.items() <= run.data.tags.items():
+        return run
+    store.client.log_batch(run.info.run_id, tags=[RunTag(name, value) for name, value in completes.items()])
+    store.client.update_run(run.info.run_id, name=run_name(params))
+    return store.client.get_run(run.info.run_id)
 
 
 def _close_superseded(store: Store, result: Result) -> None:

@@ -20,6 +20,7 @@ from lenet5.outs import EVALUATION, HISTORY, PREDICTIONS
 from lenet5.record.result import Measured, Result, read_predictions
 from lenet5.results.history import read_history
 
+MLMODEL = "MLmodel"
 _FOLDER, _ABOUT = "evidence", "about.json"
 
 
@@ -49,7 +50,7 @@ def is_whole(client: MlflowClient, version: ModelVersion) -> bool:
 
 def log_evidence(client: MlflowClient, model_id: str, run: MlflowRun, result: Result) -> None:
     """Give the logged model what it was judged by, once."""
-    if client.list_logged_model_artifacts(model_id, _FOLDER):
+    if _holds(client, model_id, f"{_FOLDER}/{_ABOUT}"):
         return
     about = _About(run.info.run_name, run.info.run_id, result.recorded_params, data_digest())
     with tempfile.TemporaryDirectory() as name:
@@ -57,12 +58,30 @@ def log_evidence(client: MlflowClient, model_id: str, run: MlflowRun, result: Re
         for path in (EVALUATION, PREDICTIONS, HISTORY):
             shutil.copy(path, folder / path.name)
         (folder / _ABOUT).write_text(json.dumps(vars(about), indent=2), encoding="utf-8")
-        client.log_model_artifacts(model_id, name, _FOLDER)
+        log_files(client, model_id, folder, _ABOUT, _FOLDER)
+
+
+def log_files(client: MlflowClient, model_id: str, folder: Path, last: str, place: str = "") -> None:
+    """Give the logged model the files of ``folder`` at ``place``; the one called ``last`` says that all are there."""
+    with tempfile.TemporaryDirectory() as kept:
+        final = (folder / last).rename(Path(kept, last))
+        client.log_model_artifacts(model_id, str(folder), place or None)
+        client.log_model_artifact(model_id, str(final), place or None)
 
 
 def has_evidence(client: MlflowClient, version: ModelVersion) -> bool:
     """Whether the version's model keeps what it was judged by; those of earlier releases do not."""
-    return bool(client.list_logged_model_artifacts(model_id_of(version), _FOLDER))
+    return _holds(client, model_id_of(version), f"{_FOLDER}/{_ABOUT}")
+
+
+def has_files(client: MlflowClient, version: ModelVersion) -> bool:
+    """Whether the files that the version's model is loaded from are there."""
+    return _holds(client, model_id_of(version), MLMODEL)
+
+
+def _holds(client: MlflowClient, model_id: str, path: str) -> bool:
+    folder = path.rpartition("/")[0] or None
+    return any(item.path == path for item in client.list_logged_model_artifacts(model_id, folder))
 
 
 def download_from_model(client: MlflowClient, uri: str, model_id: str, path: str, folder: Path) -> Path:

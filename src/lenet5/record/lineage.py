@@ -116,11 +116,9 @@ def experiments_called(name: str) -> list[dict[str, str]]:
     """Tags of the runs of the DVC experiments of this name, which `dvc exp rename` may have given them since."""
     tags = []
     for ref in _git("for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{name}").splitlines():
-        export, params = (_git("show", f"{ref}:./{path.as_posix()}") for path in (EXPORT, PARAMS_FILE))
+        export, params = (_git_bytes("show", f"{ref}:./{path.as_posix()}") for path in (EXPORT, PARAMS_FILE))
         with suppress(ValueError, KeyError, TypeError):  # not of this pipeline, or of one before it kept that
-            weights = json.loads(export)["weights_sha256"]
-            content = f"{params}\n".encode(errors="surrogateescape")
-            tags.append({"digest.weights": weights, "digest.params": digest(content)})
+            tags.append({"digest.weights": json.loads(export)["weights_sha256"], "digest.params": digest(params)})
     return tags
 
 
@@ -133,11 +131,14 @@ def user() -> str:
 
 
 def _git(*arguments: str, differs: int = 0) -> str:
-    """What git prints, its line ends as they are; nothing where its exit status is neither 0 nor ``differs``."""
+    """What git prints, without its last line end; nothing where its exit status is neither 0 nor ``differs``."""
+    return _git_bytes(*arguments, differs=differs).decode(errors="surrogateescape").removesuffix("\n")
+
+
+def _git_bytes(*arguments: str, differs: int = 0) -> bytes:
     environment = {name: value for name, value in os.environ.items() if name not in _OVERRIDING}
     try:
         done = subprocess.run(["git", *arguments], env=environment, capture_output=True, check=False)
     except FileNotFoundError:
-        return ""
-    printed = done.stdout.decode(errors="surrogateescape").removesuffix("\n")
-    return printed if done.returncode in (0, differs) else ""
+        return b""
+    return done.stdout if done.returncode in (0, differs) else b""

@@ -40,18 +40,17 @@ class TrainingRun:
             for tag in (*_FAILURE_TAGS, *EXPERIMENT_TAGS):
                 if tag in run.data.tags and tag not in tags:
                     store.client.delete_tag(self.run_id, tag)
-        self._monitor: SystemMetricsMonitor | None = None
-        if params.register_.system_metrics:
-            self._monitor = SystemMetricsMonitor(
-                self.run_id, _SAMPLING_INTERVAL, resume_logging=bool(opened), tracking_uri=store.uri
-            )
-            self._monitor.start()
+        self._monitor = self._start_monitor(bool(opened)) if params.register_.system_metrics else None
 
     def log_points(self, points: Sequence[Point]) -> None:
         """Add points; MLflow keeps one of those that are equal in key, step, timestamp and value."""
         new = [point for point in points if (point.key, point.step) not in self._there]
         log_points(self._store.client, self.run_id, new)
         self._tell_of_chance(points)
+        # MLflow's thread ends for good the first time that a server does not answer it.
+        thread = self._monitor and self._monitor._process
+        if thread and not thread.is_alive():
+            self._monitor = self._start_monitor(resumes=True)
 
     def finish(self, training_digest: str) -> str:
         """As ``Store.close_training``; returns where the run that stays is seen."""
@@ -77,6 +76,13 @@ class TrainingRun:
         if text != self._said:
             self._store.client.set_tag(self.run_id, DESCRIPTION, text)
             self._said = text
+
+    def _start_monitor(self, resumes: bool) -> SystemMetricsMonitor:
+        monitor = SystemMetricsMonitor(
+            self.run_id, _SAMPLING_INTERVAL, resume_logging=resumes, tracking_uri=self._store.uri
+        )
+        monitor.start()
+        return monitor
 
     def _stop_monitor(self) -> None:
         if self._monitor:

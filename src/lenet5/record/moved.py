@@ -17,19 +17,17 @@ _FILES = {
 def follow_the_workspace(database: Path, root: Path) -> None:
     """Let the record in ``root``'s own ``database`` name the files in ``root``, wherever it was written.
 
-    MLflow's first experiment, which nothing is recorded in, says where that was. What is recorded from now on goes to
-    ``root``. Files that are only at the earlier place were never here: they are another's, and are named as before.
+    The first experiment with a folder of its own says where that was: MLflow's Default, or where `mlflow ui` made the
+    database, whose Default is the server's, the next one. What is recorded from now on goes to ``root``. Files that
+    are only at the earlier place were never here: they are another's, and are named as before.
     A database of another place than ``root/mlflow.db`` is somebody else's and stays.
     """
-    if database != root / "mlflow.db" or not database.is_file():
+    if not is_elsewhere(database, root):
         return
     own = (root / "mlruns").as_uri()
     try:
-        # Read first: two processes that only read do not wait for each other.
         with closing(sqlite3.connect(f"{database.as_uri()}?mode=rw", uri=True)) as record, record:
             earlier = earlier_folder(record, own)
-            if earlier == own:
-                return
             for table, column in (("experiments", "artifact_location"), *_columns()):
                 for number, place in _places(record, table, column, earlier):
                     now = here(place, earlier, own)
@@ -42,14 +40,28 @@ def follow_the_workspace(database: Path, root: Path) -> None:
         return
 
 
+def is_elsewhere(database: Path, root: Path) -> bool:
+    """Whether ``root``'s own ``database`` was written for another folder; this only reads, and takes no lock."""
+    if database != root / "mlflow.db":
+        return False
+    own = (root / "mlruns").as_uri()
+    try:
+        with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as record:
+            return earlier_folder(record, own) != own
+    except sqlite3.Error:
+        return False
+
+
 def earlier_folder(record: sqlite3.Connection, own: str) -> str:
     """The folder of artifacts, as a URI, that the record was written for; ``own`` where it names none on this machine.
 
     Raises sqlite3.Error for what is no record.
     """
-    row = record.execute("SELECT artifact_location FROM experiments WHERE experiment_id = 0").fetchone()
-    folder = str(row[0]).removesuffix("/0") if row else own
-    return folder if folder.startswith("file:") else own
+    row = record.execute(
+        "SELECT artifact_location FROM experiments "
+        "WHERE artifact_location LIKE 'file:%/mlruns/%' ORDER BY experiment_id LIMIT 1"
+    ).fetchone()
+    return str(row[0]).rpartition("/")[0] if row else own
 
 
 def here(place: str, earlier: str, own: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import mlflow
 import numpy as np
 from fastapi import FastAPI
+from mlflow import MlflowClient
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import AnyType, Array, Map
@@ -62,9 +63,7 @@ def _model_facts(onnx: Path) -> Iterator[dict[str, Any]]:
             ),
             "input_example": {"images": [_picture()]},
             "metadata": {"images": "a picture's bytes as base64, or 28 x 28 grey levels, from 0 to 1 or up to 255"},
-            "pip_requirements": [
-                f"{name}=={installed(name)}" for name in ("onnxruntime", "numpy", "pillow", "scipy", "mlflow")
-            ],
+            "pip_requirements": [f"{name}=={installed(name)}" for name in _REQUIRED],
         }
 
 
@@ -89,11 +88,16 @@ def pack_model(onnx: Path, folder: Path) -> Path:
 def log_model(uri: str, run_id: str, onnx: Path, tags: dict[str, str]) -> str:
     """Log the ONNX model in a file as a model of the run; gives the model's id."""
     mlflow.set_tracking_uri(uri)
+    client = MlflowClient(uri)
+    before = client.get_run(run_id).info
     with _no_advice():
         from mlflow.pyfunc import log_model
 
         with mlflow.start_run(run_id=run_id), _model_facts(onnx) as facts:
-            return str(log_model(name="onnx", tags=tags, **facts).model_id)
+            model_id = str(log_model(name="onnx", tags=tags, **facts).model_id)
+    if before.end_time:  # what is logged to has begun again and ended now, for MLflow
+        client.set_terminated(run_id, before.status, before.end_time)
+    return model_id
 
 
 def _no_advice() -> AbstractContextManager[object]:

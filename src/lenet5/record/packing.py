@@ -3,6 +3,7 @@
 import json
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelStatus, 
 from mlflow.entities import Run as MlflowRun
 from mlflow.models import Model
 
-from lenet5.errors import UserError
+from lenet5.errors import PERSON_CAN_MEND, UserError
 from lenet5.files import atomic_path
 from lenet5.params import Params
 from lenet5.record.addresses import store_uri
@@ -21,6 +22,7 @@ from lenet5.record.live_run import log_points
 from lenet5.record.reading import find_run
 from lenet5.record.result import Point
 from lenet5.record.store import RESULT, Store, connect, reader, user_errors
+from lenet5.record.verification import lacking_files
 from lenet5.record.versions import ensure_model
 
 _ABOUT, _RUN, _MODEL, _FORMAT, _TAKING = "result.json", "run", "model", 1, "taking"
@@ -32,12 +34,16 @@ _OF_DATASET = ("name", "digest", "source_type", "source", "profile")
 def pack(reference: str, params: Params, file: Path) -> str:
     """Write a complete result, found as ``find_run`` does, to ``file``; gives the run's name.
 
-    Raises UserError where there is no such result, or its files or its model are gone.
+    Raises UserError where there is no such result, its files or its model are gone, or ``file`` is no .zip.
     """
+    if file.is_dir() or file.suffix.lower() != ".zip":
+        raise UserError(f"{file}: no result is written there; give a file that ends in .zip")
     uri = store_uri()
     client = reader(uri)
     with user_errors(uri, then=f" ({reference}); nothing was written"), tempfile.TemporaryDirectory() as name:
         run, folder = find_run(client, reference, params), Path(name)
+        if lacking := lacking_files(client, run.info.run_id):
+            raise UserError(f"run {run.info.run_name}: {', '.join(lacking)} missing; `make record` brings it back")
         model = next(iter(_models(client, run)), None)
         if model is None:
             raise UserError(f"run {run.info.run_name} has no model any more; `make record` brings it back")
@@ -63,6 +69,8 @@ def take(file: Path, params: Params) -> str:
             if here:
                 return f"{about['name']} is here already: run {here[0].info.run_id}"
             for begun in store.runs(_TAKING, about["tags"][RESULT]):  # a process was killed over it
+                for version in store.client.search_model_versions(f"run_id = '{begun.info.run_id}'"):
+                    store.client.delete_model_version(version.name, version.version)
                 store.client.delete_run(begun.info.run_id)
             return _add(store, params, about, Path(name))
 
@@ -99,7 +107,11 @@ def _unpack(file: Path, folder: Path) -> dict[str, Any]:
         about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{file}: no such file" if not file.exists() else wrong) from None
-    except (zipfile.BadZipFile, ValueError, IsADirectoryError, NotImplementedError, EOFError):
+    except OSError as error:  # a place that a wrong number says is read from, or a name that is none
+        if error.errno in PERSON_CAN_MEND:
+            raise
+        raise UserError(wrong) from None
+    except (zipfile.BadZipFile, zlib.error, ValueError, RuntimeError, EOFError):
         raise UserError(wrong) from None
     if not isinstance(about, dict) or about.get("format") != _FORMAT:
         raise UserError(f"{wrong}; this release reads format {_FORMAT}")

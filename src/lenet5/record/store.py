@@ -20,7 +20,7 @@ from lenet5.record.addresses import is_server, shown, sqlite_file, sqlite_uri, s
 from lenet5.record.advice import advice, quiet_and_impatient, what_to_install
 from lenet5.record.experiment_page import experiment_tags, outdated_tags, run_page
 from lenet5.record.lineage import Code
-from lenet5.record.moved import follow_the_workspace
+from lenet5.record.moved import follow_the_workspace, is_elsewhere
 from lenet5.record.server import refuse_unfit
 from lenet5.workspace import main_workspace
 
@@ -28,6 +28,7 @@ ATTEMPT, TRAINING, COMPLETING, RESULT, HISTORY_FROM = "attempt", "training", "co
 DIFF = "pipeline/changes.diff"
 DESCRIPTION = "mlflow.note.content"  # of a run, which the UI shows
 _LOCK_SECONDS = 600
+_CLOUDS = ("boto3", "botocore", "google", "azure")
 _TRAINED = "Training has ended. Its figures, files and model version come with the stage register: `dvc repro`."
 
 
@@ -165,7 +166,7 @@ def reader(uri: str) -> MlflowClient:
         raise UserError(f"{file}: no MLflow record here; `dvc repro` or, where it runs nothing, `make record` makes it")
     root = main_workspace()
     with user_errors(uri):
-        if file == root / "mlflow.db":
+        if file and is_elsewhere(file, root):  # asked first: a folder that is not theirs can be read all the same
             with _lock(uri):
                 follow_the_workspace(file, root)
         return MlflowClient(tracking_uri=uri)
@@ -188,6 +189,11 @@ def user_errors(uri: str, then: str = "; then `dvc repro` goes on") -> Iterator[
         raise UserError(f"MLflow at {shown(uri)}: {advice(str(error))}{then}") from error
     except ModuleNotFoundError as error:  # the driver of a database, or of a place for artifacts
         raise UserError(f"MLflow at {shown(uri)}: {what_to_install(error)}{then}") from error
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in _CLOUDS:
+            raise
+        # MLflow lets through what the library of a place for artifacts says.
+        raise UserError(f"artifacts of MLflow at {shown(uri)}: {advice(str(error))}{then}") from error
 
 
 @contextmanager

@@ -79,7 +79,7 @@ class Stream:
         self._last_word = last_word
         self._wake.set()
         self._thread.join(patience)
-        if self._thread.is_alive():
+        if self._thread.is_alive() or (self._behind and not self._failed):
             self._say(unheard)
 
     def _deliver(self) -> None:

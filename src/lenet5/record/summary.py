@@ -19,14 +19,14 @@ _LISTED = 6  # files
 def summary(
     training: Mapping[str, Any], evaluation: Mapping[str, Any], registered: Mapping[str, Any], page: str
 ) -> str:
-    """Which weights were kept, how good they are, whether they are champion, and where to look at them."""
+    """Which weights were kept, how good they are, whether they were champion then, and where to look at them."""
     test, images = evaluation["test"], "" if "validation" in evaluation else " to test"
     interval = f"[{100 * test['accuracy_low']:.2f}, {100 * test['accuracy_high']:.2f}]"
     is_champion = CHAMPION in (registered["alias"] or "").split(", ")
-    became = "champion" if is_champion else f"not champion ({registered['became']} when registered)"
+    state = "champion when last registered" if is_champion else f"not champion ({registered['became']} when registered)"
     return (
         f"kept: epoch {training['chosen_epoch']} of {training['epochs']}; test accuracy {test['accuracy']:.2%} "
-        f"{interval}, accuracy gap{images} {points(evaluation['gap']['accuracy'])} points; {became}; {page}"
+        f"{interval}, accuracy gap{images} {points(evaluation['gap']['accuracy'])} points; {state}; {page}"
     )
 
 

@@ -9,7 +9,7 @@ from lenet5.findings import Finding
 from lenet5.outs import CARD, EVALUATION, HISTORY, PREDICTIONS, PROGRAM
 from lenet5.params import Params
 from lenet5.record.addresses import store_uri
-from lenet5.record.evidence import has_evidence, is_whole, model_id_of
+from lenet5.record.evidence import has_evidence, has_files, is_whole
 from lenet5.record.promotion import CHAMPION
 from lenet5.record.store import RESULT, TRAINING, every_run, experiment_name, reader, user_errors
 from lenet5.workspace import PARAMS_FILE
@@ -67,7 +67,7 @@ def _look_at_versions(client: MlflowClient, name: str) -> Iterator[Finding]:
         called, level = f"{name} version {version.version}", "problem" if str(version.version) in carried else "note"
         if not is_whole(client, version):
             yield Finding(level, "model", f"{called}: its run or its model was deleted; {_MENDS}")
-        elif not any(item.path == "MLmodel" for item in client.list_logged_model_artifacts(model_id_of(version))):
+        elif not has_files(client, version):
             yield Finding(level, "model", f"{called}: its files are gone; {_MENDS}")
         elif not has_evidence(client, version):
             yield Finding(

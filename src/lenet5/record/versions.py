@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 from lenet5.errors import UserError
 from lenet5.outs import CARD_PAGE, ONNX, PREDICTIONS
 from lenet5.record.champions import aliases_of, champion_of, crown, now
-from lenet5.record.evidence import is_whole, log_evidence, model_id_of, read_evidence
+from lenet5.record.evidence import MLMODEL, has_files, is_whole, log_evidence, log_files, model_id_of, read_evidence
 from lenet5.record.onnx_model import log_model, pack_model
 from lenet5.record.promotion import CHALLENGER, CHAMPION, REJECTED, Decision, decide
 from lenet5.record.result import Result, read_predictions
@@ -114,18 +114,18 @@ def _succeed(client: MlflowClient, held: Sequence[ModelVersion], version: ModelV
         for alias in aliases_of(client, lost):
             if alias == CHAMPION:
                 crown(client, lost.name, str(version.version), f"in place of version {lost.version}: {said}")
-            client.set_registered_model_alias(lost.name, alias, version.version)
+            else:
+                client.set_registered_model_alias(lost.name, alias, version.version)
         if said not in (lost.description or ""):
             client.update_model_version(lost.name, lost.version, f"{said}\n\n{lost.description or ''}")
 
 
 def bring_back_files(client: MlflowClient, version: ModelVersion) -> None:
     """Give the version's model its files again where they are gone, deleted by hand say."""
-    model_id = model_id_of(version)
-    if any(item.path == "MLmodel" for item in client.list_logged_model_artifacts(model_id)):
+    if has_files(client, version):
         return
     with tempfile.TemporaryDirectory() as folder:
-        client.log_model_artifacts(model_id, str(pack_model(ONNX, Path(folder, "model"))))
+        log_files(client, model_id_of(version), pack_model(ONNX, Path(folder, "model")), MLMODEL)
 
 
 def decide_once(store: Store, version: ModelVersion, result: Result) -> Decision:

@@ -43,8 +43,9 @@ def repository(folder: Path) -> Path:
     return folder
 
 
-def test_a_dvc_experiment_is_known_by_what_it_holds_whatever_it_is_called_now(repository: Path) -> None:
-    params = "train: {lr: 0.1} # naïve\n"
+@pytest.mark.parametrize("end", ["\n", "", "\n\n"], ids=repr)
+def test_a_dvc_experiment_is_known_by_what_it_holds_whatever_it_is_called_now(repository: Path, end: str) -> None:
+    params = f"train: {{lr: 0.1}} # naïve{end}"
     (repository / "params.yaml").write_text(params, encoding="utf-8")
     (repository / "metrics/export.json").write_text('{"weights_sha256": "0123abcd"}')
     baseline = git("rev-parse", "HEAD")

@@ -1,6 +1,10 @@
+import threading
+import time
 from collections.abc import Callable
 
 import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from lenet5.params import Params
 from lenet5.record.lineage import Code
@@ -20,6 +24,19 @@ def quiet(params: Params) -> Params:
 def training(store: Store, quiet: Params) -> Callable[[], TrainingRun]:
     """Opens the run of one training, as each of its processes does."""
     return lambda: TrainingRun(store, "an-attempt", quiet, Code("", "", "", ""), {})
+
+
+def system_metrics(store: Store, run: TrainingRun) -> set[int]:
+    """The steps at which the machine's use was measured."""
+    name = "system/cpu_utilization_percentage"
+    return {metric.step for metric in store.client.get_metric_history(run.run_id, name)}
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
 
 
 def epochs(*accuracies: float, first: int = 1) -> list[Point]:
@@ -55,3 +72,28 @@ def test_a_training_that_goes_on_at_chance_says_so_at_once(store: Store, trainin
     assert "at chance since epoch 1," in description(store, run)
     run.fail("interrupted", killed=True)
     assert description(store, run) == "Training did not end: interrupted"
+
+
+def test_the_machines_use_is_measured_on_after_a_server_was_away(
+    store: Store, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.02")
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING", "1")
+    register = params.register_.model_copy(update={"system_metrics": True})
+    run = TrainingRun(store, "an-attempt", params.model_copy(update={"register_": register}), Code("", "", "", ""), {})
+
+    def away(*_: object) -> None:
+        raise MlflowException("no route to the server")
+
+    def measures() -> bool:
+        return any(thread.name == "SystemMetricsMonitor" for thread in threading.enumerate())
+
+    wait_for(lambda: bool(system_metrics(store, run)))
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, "get_run", away)
+        wait_for(lambda: not measures())
+    before = system_metrics(store, run)
+    run.log_points(epochs(0.5))
+    wait_for(lambda: max(system_metrics(store, run)) > max(before) + 1)
+    run.finish("a digest")
+    assert not measures()

@@ -47,6 +47,21 @@ def test_a_copy_names_its_own_files_and_leaves_those_that_are_only_anothers(tmp_
     }
 
 
+def test_a_copy_whose_database_was_born_of_mlflow_ui_names_its_own_files(tmp_path: Path) -> None:
+    original, copy, run = tmp_path / "original", tmp_path / "copy", Path("mlruns/lenet5/run/artifacts")
+    for folder in (original, copy):
+        (folder / run).mkdir(parents=True)
+    database = write(copy, {"run": original / run}, original)
+    with closing(sqlite3.connect(database)) as record, record:
+        record.execute("UPDATE experiments SET artifact_location = 'mlflow-artifacts:/0' WHERE experiment_id = 0")
+    follow_the_workspace(database, copy)
+    assert places(database) == {
+        "experiment 0": "mlflow-artifacts:/0",
+        "experiment 1": (copy / "mlruns/lenet5").as_uri(),
+        "run": (copy / run).as_uri(),
+    }
+
+
 def test_a_database_that_is_not_the_workspaces_own_stays(tmp_path: Path) -> None:
     database = write(tmp_path / "theirs", {}, tmp_path / "original")
     before = database.read_bytes()

@@ -223,8 +223,9 @@ def test_finish_gives_up_at_once_on_a_store_that_refuses(capsys: pytest.CaptureF
         stream.send(points(1))
         stream.finish("a digest")
     assert time.monotonic() - since < 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "behind" in line
+    behind, rest = capsys.readouterr().err.splitlines()
+    assert "behind" in behind
+    assert "`dvc repro` sends the rest" in rest
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ EVALUATION: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("alias", "became", "said"),
     [
-        ("champion", "champion", "champion"),
-        ("best, champion", "challenger", "champion"),
+        ("champion", "champion", "champion when last registered"),
+        ("best, champion", "challenger", "champion when last registered"),
         (None, "champion", "not champion (champion when registered)"),
         ("challenger", "challenger", "not champion (challenger when registered)"),
         (None, "rejected", "not champion (rejected when registered)"),
