@@ -247,8 +247,9 @@ def _explain(details: ErrorDetails, model: type[BaseModel]) -> str:
         *section, key = names
         return f"{where}: unknown key (value {shown(details['input'])}); {suggestion(model, '.'.join(section), key)}"
     if details["type"] == "missing":
-        return f"{where}: missing; put it back (`git diff` shows what it was)"
-    allowed = details["msg"].removeprefix("Value error, ")
+        return f"{where}: missing; put it {'back (`git diff` shows what it was)' if model is Params else 'there'}"
+    wants_keys = details["type"] == "model_type"
+    allowed = "it takes keys with values" if wants_keys else details["msg"].removeprefix("Value error, ")
     if not where:
         return allowed
     return f"{where}: {shown(details['input'])} is not allowed: {allowed[0].lower()}{allowed[1:]}"

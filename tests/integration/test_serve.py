@@ -153,6 +153,9 @@ def test_an_answer_that_is_not_to_be_trusted_says_so(champion: int, tmp_path: Pa
         ("POST", "/predict", b"", 400, "not a picture"),
         ("POST", "/predict", b"\x89PNG\r\n\x1a\n" + bytes(100), 400, "picture"),
         ("POST", "/maps", b"no picture", 400, "not a picture"),
+        ("POST", "/invocations", b"[" * 100_000, 400, "cannot be read: maximum recursion depth"),
+        ("POST", "/invocations", b'{"inputs": [' + b"9" * 5000 + b"]}", 400, "cannot be read: Exceeds the limit"),
+        ("POST", "/invocations", b'{"inputs": [' + b"9" * 400 + b"]}", 400, "neither text nor a table of numbers"),
         ("GET", "/predict", None, 405, "Method Not Allowed"),
         ("GET", "/invocations", None, 405, "Method Not Allowed"),
         ("DELETE", "/", None, 405, "Method Not Allowed"),
@@ -165,6 +168,12 @@ def test_what_cannot_be_answered_is_refused_with_a_message(
     found, answer = ask(champion, method, path, body)
     assert found == status
     assert said in answer["message"]
+
+
+def test_a_form_that_python_cannot_read_is_a_400(champion: int) -> None:
+    kind = {"Content-Type": "multipart/form-data; boundary=XX; b*"}
+    status, answer = ask(champion, "POST", "/predict", b"--XX--", **kind)
+    assert (status, answer["message"].partition(";")[0][:28]) == (400, "a form that cannot be read (")
 
 
 def test_a_body_of_which_nobody_says_what_it_is_passes_for_json(champion: int) -> None:
@@ -242,7 +251,9 @@ def test_a_file_is_served_without_a_record(finished: Project, tmp_path: Path, pi
     alone = Project(tmp_path / "alone", tmp_path)
     alone.env = finished.env
     alone.path.mkdir()
-    with served(alone, "--model", str(finished.path / "models/lenet5.onnx")) as port:
+    model = tmp_path / "100 %20 #1.onnx"  # in a path MLflow takes these for parts of an address
+    model.write_bytes((finished.path / "models/lenet5.onnx").read_bytes())
+    with served(alone, "--model", str(model)) as port:
         assert ask(port, "POST", "/predict", pictures[0].read_bytes())[0] == 200
         assert len(logits(invoke(port, {"inputs": np.zeros((2, 1, 28, 28)).tolist()})[1])) == 2
     assert list(alone.path.iterdir()) == []

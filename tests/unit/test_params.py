@@ -140,7 +140,7 @@ def test_numbers_may_be_written_as_people_write_them(path: Path, text: str, writ
         ("train.deterministic", 1, ["train.deterministic: 1 is not allowed", "boolean"]),
         ("train.seed", 2**31, ["train.seed: 2147483648 is not allowed", "less than 2147483648"]),
         ("train.augmentation.shift", 15, ["train.augmentation.shift: 15 is not allowed", "less than or equal to 14"]),
-        ("train.augmentation", None, ["train.augmentation: None is not allowed", "dictionary"]),
+        ("train.augmentation", None, ["train.augmentation: None is not allowed", "keys with values"]),
         ("model.activation", "gelu", ["model.activation: 'gelu' is not allowed", "'sigmoid', 'tanh' or 'relu'"]),
         ("data.validation_size", 60_000, ["data.validation_size: 60000 is not allowed", "less than 60000"]),
         ("kernel_check.seeds", [], ["kernel_check.seeds: [] is not allowed", "at least 1 item"]),
@@ -157,7 +157,7 @@ def test_numbers_may_be_written_as_people_write_them(path: Path, text: str, writ
         ("register.model_name", "two\nlines", ["is not allowed"]),
         ("register.model_name", "x" * 257, ["at most 256 characters"]),
         ("register.alpha", 0, ["register.alpha: 0 is not allowed", "greater than 0"]),
-        ("train", [1], ["train: [1] is not allowed", "dictionary"]),
+        ("train", [1], ["train: [1] is not allowed", "keys with values"]),
     ],
 )
 def test_a_wrong_value_is_told_with_its_key_and_what_is_allowed(

@@ -27,6 +27,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(words: Sequence[str] | None = None) -> None:
     """Read the command line and do what it says; exit status 1 when something could not be done."""
+    _write_whatever_it_is()
     arguments = _parser().parse_args(words)
     end_as_by_ctrl_c()
     try:
@@ -40,8 +41,17 @@ def main(words: Sequence[str] | None = None) -> None:
         raise
 
 
+def _write_whatever_it_is() -> None:
+    """Let a letter that the terminal does not know, or a stream that a shell has closed (`>&-`), end no command."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name) or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - to its end
+        stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, stream)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="lenet5", description="LeNet-5 on FashionMNIST: what comes around the run.")
+    about, example = "LeNet-5 on FashionMNIST: what comes around the run.", "lenet5 predict docs/img/boot.png"
+    parser = _Parser(prog="lenet5", description=about, epilog=f"Example: {example}")
     parser.add_argument("-V", "--version", action="version", version=f"lenet5 {version('lenet5')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_recipe(commands)
@@ -131,6 +141,7 @@ def _add_champion(commands: _Commands) -> None:
     command.add_argument("version", nargs="?", type=int, metavar="VERSION", help="make this version champion")
     command.add_argument("--back", action="store_true", help="make the one before champion again")
     command.add_argument("--reason", default="", metavar="TEXT", help="goes on record, with a change")
+    command.set_defaults(interrupted="`lenet5 champion` shows who is champion now")
 
 
 def _champion(arguments: argparse.Namespace) -> int:
@@ -173,7 +184,9 @@ def _add_cluster(commands: _Commands) -> None:
     join.add_argument("address", metavar="HOST", help="the head's address, or HOST:PORT")
     for one in (head, join):
         one.add_argument("--cpus", type=int, help="jobs at a time (one a processor); 0: none, for a driver")
-    _word(words, "stop", "end what `head` or `join` started here", _cluster_stop, "lenet5 cluster stop")
+        one.set_defaults(interrupted="`lenet5 cluster stop` ends what has started here")
+    stop = _word(words, "stop", "end what `head` or `join` started here", _cluster_stop, "lenet5 cluster stop")
+    stop.set_defaults(interrupted="the same command ends what is left")
 
 
 _CLUSTER = "Let machines train together, for `--on` of `seeds` and `sweep`: Ray, with a token and no reports."
@@ -282,6 +295,7 @@ def _add_record(commands: _Commands) -> None:
     pack.add_argument("file", type=Path, metavar="FILE", help="what to write, a .zip")
     take = _word(words, "take", "add such a file's result", _record_take, "lenet5 record take champion.zip")
     take.add_argument("file", type=Path, metavar="FILE", help="from `lenet5 record pack`, of somebody you trust")
+    take.set_defaults(interrupted="the same command takes it up again")
 
 
 _RECORD = "Check that the MLflow record has all it needs, or carry a whole result to another workspace or server."

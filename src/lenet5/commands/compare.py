@@ -38,6 +38,7 @@ from lenet5.results.history import read_history
 from lenet5.workspace import LOCK_FILE, PARAMS_FILE
 
 FIRST, SECOND = "A", "B"
+_PAGES = (".html", ".htm")
 _DIFFERENCE = f"{SECOND} - {FIRST}"
 
 WORKSPACE = "workspace"
@@ -104,8 +105,10 @@ def compare(references: Sequence[str], page: Path | None) -> int:
 
     Each is a run's id or name, ``models:/...``, ``champion`` or ``workspace``. Two are set side by side, more are
     ranked; one is set beside the workspace; without any it is the best of the experiment. Raises UserError where one
-    is unknown or incomplete, or they were measured on different images.
+    is unknown or incomplete, or they were measured on different images, or ``page`` is no .html.
     """
+    if page and page.suffix.lower() not in _PAGES:
+        raise UserError(f"--html {page}: no page is written there; give a file that ends in .html")
     params = load_params(PARAMS_FILE)
     results = _read_all(references, params)
     alpha, console = params.register_.alpha, Console(markup=False, highlight=False)

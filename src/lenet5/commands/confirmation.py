@@ -11,7 +11,7 @@ import yaml
 from rich.console import Console
 
 from lenet5.commands.cluster import refuse_share
-from lenet5.commands.sweep import claimed, engine_of, here, journal_of, mirror_of, refuse_another, verdicts_of
+from lenet5.commands.sweep import begun, claimed, engine_of, here, mirror_of, refuse_another, verdicts_of
 from lenet5.errors import UserError
 from lenet5.files import read_json, write_bytes
 from lenet5.params import Params, load_params
@@ -47,7 +47,7 @@ def confirm(name: str, top: int, seeds: int, on: str | None, gpus: float) -> int
         raise UserError(f"--top {top} --seeds {seeds}: one trial and {_LEAST_PAIRS} pairs of seed and split at least")
     refuse_share(gpus, on)
     base = load_params(PARAMS_FILE)
-    _there(name)
+    begun(name)
     with claimed(name) as journal:
         study, plan = read_study(journal, name)
         refuse_another(study, name, plan, base)
@@ -72,7 +72,7 @@ def confirm(name: str, top: int, seeds: int, on: str | None, gpus: float) -> int
 
 def recipe(name: str) -> int:
     """Write recipes/NAME.yaml with how the confirmed winner was trained. Raises UserError where none is confirmed."""
-    kept = verdicts_of(_there(name))
+    kept = verdicts_of(begun(name))
     found = kept_verdicts(kept)
     if not found:
         raise UserError(f"sweep {name}: its winner may have been lucky; `lenet5 sweep confirm {name}` tells")
@@ -127,10 +127,3 @@ def _record(study: Study, name: str, plan: Plan, base: Params, found: Sequence[V
     with tempfile.TemporaryDirectory() as folder, mirror_of(base, again) as mirror:
         write_bytes(Path(folder, CONFIRMATION), (TABLES / f"{name}.md").read_bytes())
         mirror.show(family_of(study, name, plan, base, [], status, Path(folder), found))
-
-
-def _there(name: str) -> Path:
-    journal = journal_of(name)
-    if not journal.is_file():
-        raise UserError(f"{name}: no such sweep here; `lenet5 sweep run FILE` makes one")
-    return journal

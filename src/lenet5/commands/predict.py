@@ -20,7 +20,7 @@ from lenet5.data.likeness import unlikeness, warning
 from lenet5.errors import UserError
 from lenet5.files import write_bytes
 from lenet5.outs import ONNX
-from lenet5.workspace import PARAMS_FILE
+from lenet5.workspace import PARAMS_FILE, PIPELINE_FILE
 
 SHOWN = 3
 
@@ -91,7 +91,9 @@ def read_model(reference: str) -> bytes:
     try:
         return Path(reference).read_bytes()
     except FileNotFoundError:
-        raise UserError(f"{reference}: no such model; `dvc repro export` makes models/lenet5.onnx") from None
+        here = PIPELINE_FILE.is_file()
+        mends = f"`dvc repro export` makes {ONNX}" if here else f"run from the folder that holds {PIPELINE_FILE}"
+        raise UserError(f"{reference}: no such model; {mends}, and --model takes another") from None
     except OSError as error:
         raise UserError(f"{reference}: {(error.strerror or str(error)).lower()}; --model takes an ONNX file") from None
 

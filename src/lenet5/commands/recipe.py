@@ -43,12 +43,14 @@ def apply(file: Path, params: Path) -> list[Edit]:
     text = params.read_bytes()
     wanted = _read(file)
     check_params(_merged(parse_yaml(text, params), wanted), file)
-    document = _yaml().load(text)
+    yaml, windows = _yaml(), b"\r\n" in text
+    document = yaml.load(text.replace(b"\r\n", b"\n"))
     edits = [edit for edit in _set(document, wanted) if edit.before != edit.after]
     if edits:
         stream = io.BytesIO()
-        _yaml().dump(document, stream)
-        write_bytes(params, stream.getvalue())
+        yaml.dump(document, stream)
+        written = stream.getvalue()
+        write_bytes(params, written.replace(b"\n", b"\r\n") if windows else written)
     return edits
 
 

@@ -79,7 +79,9 @@ def _train_and_evaluate(workspace: Path) -> None:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "MLFLOW_TRACKING_URI": sqlite_uri(workspace / "mlflow.db"),
     }
-    environment.setdefault("FASHION_MNIST_DIR", str(RAW_DIR.absolute()))
+    own = os.environ.get("FASHION_MNIST_DIR")
+    data = Path(own).expanduser() if own and not RAW_DIR.is_dir() else RAW_DIR
+    environment["FASHION_MNIST_DIR"] = str(data.absolute())
     with subprocess.Popen([sys.executable, "-m", "dvc", "repro", "evaluate"], cwd=workspace, env=environment) as dvc:
         try:
             status = dvc.wait()

@@ -36,6 +36,7 @@ from lenet5.commands.predict import (
 from lenet5.data.images import decode_image
 from lenet5.data.likeness import unlikeness, warning
 from lenet5.errors import UserError
+from lenet5.outs import ONNX
 from lenet5.record.onnx_model import onnx_file, pack_model, scoring_app
 from lenet5.record.reading import fetch_model
 
@@ -105,6 +106,12 @@ def build_app(model: Path, name: str) -> FastAPI:
     @app.exception_handler(HTTPException)
     async def refuse(_: Request, error: HTTPException) -> Response:
         return _refusal(error.status_code, error.detail, error.headers)
+
+    # What Python's reader of JSON raises for lists a hundred thousand deep, and for numbers of thousands of digits.
+    @app.exception_handler(RecursionError)
+    @app.exception_handler(ValueError)
+    async def not_read(_: Request, error: Exception) -> Response:
+        return _refusal(400, f"cannot be read: {error}")
 
     app.add_middleware(_LimitedBody)
     return app
@@ -180,8 +187,11 @@ def _picture(body: bytes, kind: str) -> NDArray[np.uint8]:
 
 def _file_of_form(body: bytes, kind: str) -> bytes:
     """The file in a form, as `curl -F file=@picture` sends it. Raises UserError where it holds none, or several."""
-    form = message_from_bytes(b"Content-Type: " + kind.encode("latin-1") + b"\r\n\r\n" + body, policy=HTTP)
-    files = [part.get_payload(decode=True) for part in form.walk() if part.get_filename()]
+    try:
+        form = message_from_bytes(b"Content-Type: " + kind.encode("latin-1") + b"\r\n\r\n" + body, policy=HTTP)
+        files = [part.get_payload(decode=True) for part in form.walk() if part.get_filename()]
+    except Exception as error:  # Python's parser of headers raises whatever they lead it to
+        raise UserError(f"a form that cannot be read ({error}); send one picture: curl -F file=@picture.png") from None
     if len(files) != 1 or not isinstance(files[0], bytes):
         raise UserError(f"a form with {len(files)} files; send one picture: curl -F file=@picture.png")
     return files[0]
@@ -205,8 +215,11 @@ def _page(name: str) -> str:
 def _mlflow_model(reference: str, folder: Path) -> Path:
     if is_model_uri(reference):
         return fetch_model(reference, folder)
-    load_session(read_model(reference), reference)  # what is no such model is told before MLflow sees it
-    return pack_model(Path(reference), folder / "model")
+    content = read_model(reference)
+    load_session(content, reference)  # what is no such model is told before MLflow sees it
+    plain = folder / ONNX.name  # in a path MLflow takes # and % for parts of an address
+    plain.write_bytes(content)
+    return pack_model(plain, folder / "model")
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -66,13 +66,7 @@ def run(file: Path, on: str | None, gpus: float) -> int:
 
 def show(name: str) -> int:
     """Show the best trials of a sweep, which params mattered, and how the other trials ended."""
-    journal = journal_of(name)
-    if not journal.is_file():
-        there = ", ".join(sorted(path.stem for path in journal.parent.glob("*.journal")))
-        raise UserError(
-            f"{name}: no such sweep here; there is {there or 'none yet: `lenet5 sweep run FILE` makes one'}"
-        )
-    study, plan = read_study(journal, name)
+    study, plan = read_study(begun(name), name)
     _show(study, name, plan)
     for trial in study.trials():
         if trial.kind != "complete":
@@ -197,6 +191,16 @@ def _show(study: Study, name: str, plan: Plan) -> None:
 def verdicts_of(journal: Path) -> Path:
     """The file of what `lenet5 sweep confirm` found."""
     return journal.with_suffix(".confirmed.json")
+
+
+def begun(name: str) -> Path:
+    """The journal of the sweep ``name``. Raises UserError where none of that name has begun here."""
+    journal = journal_of(name)
+    if not journal.is_file():
+        there = ", ".join(sorted(path.stem for path in journal.parent.glob("*.journal")))
+        makes = "`lenet5 sweep run FILE` makes one" if PIPELINE_FILE.is_file() else f"no {PIPELINE_FILE} either"
+        raise UserError(f"{name}: no such sweep here; there is {there or f'none yet: {makes}'}")
+    return journal
 
 
 def journal_of(name: str) -> Path:

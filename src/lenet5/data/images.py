@@ -95,7 +95,7 @@ def _upright(image: Image.Image) -> Image.Image:
     size = (FINEST, FINEST)
     image.draft("RGB", size)  # a large JPEG is decoded at a fraction of its size
     image = ImageOps.exif_transpose(image)
-    if image.has_transparency_data:
+    if image.has_transparency_data and image.mode[0] not in "IF":  # of one grey level, which conversion would not find
         return _on_plain(image.convert("RGBA").convert("LA"), size)
     picture = _to_eight_bits(image) if image.mode[0] in "IF" else image.convert("RGB")
     picture.thumbnail(size, Image.Resampling.BOX)
@@ -113,9 +113,10 @@ def _on_plain(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
     """Of 16-bit pictures, and of those of 32 bits, whose range is their own: their largest value becomes white."""
-    values = np.nan_to_num(np.asarray(image, np.float64))
+    values = np.nan_to_num(np.array(image, np.float32), copy=False)
     white = 65535 if image.mode.startswith("I;16") else max(values.max(), 1e-9)
-    return Image.fromarray((values / white * 255).round().clip(0, 255).astype(np.uint8))
+    values *= 255 / white  # in place: a large picture takes as much memory once more with each copy
+    return Image.fromarray(values.round(out=values).clip(0, 255, out=values).astype(np.uint8))
 
 
 def _corners(grey: Image.Image) -> int:

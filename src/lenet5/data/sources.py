@@ -52,7 +52,7 @@ def fetch_all(raw_dir: Path, params: DownloadParams, own_copy: str | None) -> li
     wanted = [name for name in SHA256 if not is_verified(raw_dir / name)]
     report: list[str] = []
     for folder in filter(None, (own_copy, params.local_dir)):
-        wanted = _take(folder, partial(_from_folder, Path(folder)), wanted, raw_dir, report)
+        wanted = _take(folder, partial(_from_folder, Path(folder).expanduser()), wanted, raw_dir, report)
     for source in params.sources:
         if wanted and source == "debian":
             with tempfile.TemporaryDirectory() as scratch:

@@ -1,8 +1,8 @@
 """Who is champion, who was, when and why: the alias of the registered model, and its tags, one for each change."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -72,8 +72,7 @@ def _history(client: MlflowClient, name: str) -> list[Reign]:
     """The reigns on record; and one of unknown beginning where the alias was moved elsewhere, in MLflow's UI say."""
     versions = {str(one.version): one for one in client.search_model_versions(f"name = '{name}'")}
     model = client.get_registered_model(name)
-    entries = sorted((key, json.loads(value)) for key, value in model.tags.items() if key.startswith(f"{CHAMPION} "))
-    changes = [(key.removeprefix(f"{CHAMPION} "), entry["version"], entry["reason"]) for key, entry in entries]
+    changes = sorted(_changes(model.tags))
     current = model.aliases.get(CHAMPION)
     if current is not None and (not changes or changes[-1][1] != str(current)):
         changes.append(("?", str(current), "the alias was moved without `lenet5`: no reason on record"))
@@ -88,6 +87,15 @@ def _history(client: MlflowClient, name: str) -> list[Reign]:
         )
         for place, (since, version, reason) in enumerate(changes)
     ]
+
+
+def _changes(tags: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    """Since when which version was champion and why, of the model's ``tags``; a person's own may be called alike."""
+    for key, value in tags.items():
+        with suppress(ValueError, KeyError, TypeError):
+            if key.startswith(f"{CHAMPION} "):
+                entry = json.loads(value)
+                yield key.removeprefix(f"{CHAMPION} "), entry["version"], entry["reason"]
 
 
 def crown(client: MlflowClient, name: str, version: str, reason: str) -> None:

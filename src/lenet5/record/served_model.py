@@ -95,7 +95,7 @@ def _levels(value: Any) -> NDArray[np.float64]:
     """Grey levels as (n, 28, 28): of images of two dimensions, with a channel before them, or flat."""
     try:
         array = np.asarray(value, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise _refusal("something that is neither text nor a table of numbers") from None
     side = IMAGE_SIZE
     if array.shape[-2:] != (side, side) and array.shape[-1:] != (side * side,):

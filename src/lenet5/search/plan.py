@@ -4,13 +4,13 @@
 """
 
 import json
-import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import combinations, product
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Discriminator, Field, PlainValidator, Tag
+from pydantic import BeforeValidator, Discriminator, Field, PlainValidator, Tag
 
 from lenet5.errors import UserError, shown
 from lenet5.params import (
@@ -29,11 +29,12 @@ SEARCHED = ("model", "train")
 """The sections that can be searched; all others say what is measured, or how."""
 
 _FIXED = ("data", *SEARCHED)
+_SECTIONS = {"fixed": _FIXED, "space": SEARCHED}
 _NEVER = {"train.seed": "its luck would be searched; `lenet5 seeds` shows how much there is"}
 
 
 def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise ValueError("input should be a finite number")
     return value
 
@@ -58,6 +59,12 @@ class Prune(Section):
     after: float = Field(gt=0, lt=1, description="The share of its epochs that every trial gets.")
 
 
+def _several(value: object) -> object:
+    if not isinstance(value, list | dict):
+        raise ValueError("give a list of values, or low and high; what is fixed stands under fixed")  # noqa: TRY004
+    return value
+
+
 def _kind_of_values(value: object) -> str:
     return f"{ONE_OF}{'choices' if isinstance(value, list) else 'range'}"
 
@@ -69,6 +76,7 @@ def _kind_of_pruning(value: object) -> str:
 Values: TypeAlias = Annotated[
     Annotated[list[bool | int | float | str], Tag(f"{ONE_OF}choices")] | Annotated[Range, Tag(f"{ONE_OF}range")],
     Discriminator(_kind_of_values),
+    BeforeValidator(_several),
 ]
 Pruning: TypeAlias = Annotated[
     Annotated[Literal[False], Tag(f"{ONE_OF}never")] | Annotated[Prune, Tag(f"{ONE_OF}some")],
@@ -106,8 +114,11 @@ def load_plan(path: Path, base: Params) -> Plan:
         raise UserError(f"{path}: no such file; sweeps/ holds those that come with the project") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: must hold the keys {', '.join(Plan.model_fields)}, not {shown(content)}")
+    # Names first: what stands under a wrong one is held against nothing.
+    if mistakes := [*_wrong_names(content, base)]:
+        raise UserError(f"{path}: {'; '.join(mistakes)}")
     plan = check(Plan, content, path)
-    if mistakes := [*_wrong_names(plan, base)] or [*_wrong_ranges(plan, base)]:
+    if mistakes := [*_wrong_ranges(plan, base)]:
         raise UserError(f"{path}: {'; '.join(mistakes)}")
     _refuse_wrong_values(plan, base, path)
     known = param_values(base, *SEARCHED)
@@ -130,10 +141,12 @@ def shared_params(plan: Plan, base: Params) -> dict[str, str]:
     return {name: value for name, value in params.items() if name not in plan.space}
 
 
-def _wrong_names(plan: Plan, base: Params) -> Iterator[str]:
-    for where, names, sections in (("fixed", plan.fixed, _FIXED), ("space", plan.space, SEARCHED)):
+def _wrong_names(content: Mapping[str, Any], base: Params) -> Iterator[str]:
+    named = {where: content[where] for where in _SECTIONS if isinstance(content.get(where), dict)}
+    for where, names in named.items():
+        sections = _SECTIONS[where]
         known = param_values(base, *sections)
-        for name in names:
+        for name in map(str, names):
             if where == "space" and name in _NEVER:
                 yield f"space: {name} cannot be searched: {_NEVER[name]}"
             elif name.split(".")[0] not in sections:
@@ -144,7 +157,7 @@ def _wrong_names(plan: Plan, base: Params) -> Iterator[str]:
                     yield f"{where}: {name} is a section; give one of its params: {', '.join(inner)}"
                     continue
                 yield f"{where}: {name} is no param; {suggestion(Params, section, key)}"
-    for name in plan.space.keys() & plan.fixed.keys():
+    for name in set.intersection(*map(set, named.values())) if len(named) == len(_SECTIONS) else ():
         yield f"{name} stands under fixed and under space; take one out"
 
 

@@ -39,6 +39,15 @@ def test_only_the_lines_of_what_is_set_change_and_keep_their_comments(params: Pa
     assert all(old.partition("#")[2] == new.partition("#")[2] for old, new in changed)
 
 
+def test_the_line_ends_of_windows_stay(params: Path, tmp_path: Path) -> None:
+    text = params.read_bytes().replace(b"\n", b"\r\n")
+    params.write_bytes(text)
+    apply(written(tmp_path, f"train: {{epochs: {load_params(params).train.epochs + 1}}}"), params)
+    before, after = (content.splitlines(keepends=True) for content in (text, params.read_bytes()))
+    assert sum(old != new for old, new in zip(before, after, strict=True)) == 1
+    assert all(line.endswith(b"\r\n") for line in after)
+
+
 def test_setting_what_is_there_already_leaves_the_file_alone(params: Path, tmp_path: Path) -> None:
     time = params.stat().st_mtime_ns
     assert apply(written(tmp_path, f"train: {{seed: {load_params(params).train.seed}}}"), params) == []

@@ -105,6 +105,11 @@ def test_more_than_eight_bits_are_scaled_and_not_cut_off(boot: Grey, kind: type)
     np.testing.assert_allclose(found, boot if kind is np.uint16 else boot / boot.max() * 255, atol=1)
 
 
+def test_sixteen_bits_with_a_level_that_is_transparent_are_not_cut_off(boot: Grey) -> None:
+    deep = Image.fromarray(boot.astype(np.uint16) * 257)
+    np.testing.assert_array_equal(decoded(deep, transparency=1), boot)
+
+
 def test_colours_of_print_are_read(boot: Grey) -> None:
     assert apart(decoded(enlarged(boot).convert("RGB").convert("CMYK"), "JPEG", quality=95), boot) < 3
 

@@ -69,6 +69,13 @@ def test_a_server_that_calls_gzip_an_encoding_gives_the_files_too(
     assert taken == f"{mirror}: 4 files, verified"
 
 
+@pytest.mark.usefixtures("mirror")
+def test_a_folder_in_a_persons_home_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    params = DownloadParams(sources=[NOBODY], local_dir="~/mirror", timeout=5)
+    assert fetch_all(tmp_path / "raw", params, None) == ["~/mirror: 4 files, verified"]
+
+
 def test_a_mirror_with_other_bytes_is_refused_and_named(
     mirror: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -1,0 +1,17 @@
+from lenet5.params import Params
+from lenet5.record.champions import history, move_to
+from lenet5.record.store import Store
+from lenet5.record.versions import ensure_model
+
+
+def test_a_persons_own_tags_of_the_model_are_no_reigns(store: Store, params: Params) -> None:
+    name = params.register_.model_name
+    ensure_model(store.client, name)
+    model = str(store.client.create_logged_model(store.experiment_id, "onnx").model_id)
+    store.client.create_model_version(name, f"models:/{model}", model_id=model)
+    for key, value in (("champion notes", "a good one"), ("champion 7", "[7]"), ("champion of", '{"version": "1"}')):
+        store.client.set_registered_model_tag(name, key, value)
+    move_to(params, "1", "why not")
+    (reign,) = history(params)
+    assert (reign.version, reign.is_champion) == ("1", True)
+    assert reign.reason.startswith("why not (by hand, ")
