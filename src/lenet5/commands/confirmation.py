@@ -54,12 +54,13 @@ def confirm(name: str, top: int, seeds: int, on: str | None, gpus: float) -> int
         trials = study.trials()
         who = candidates(trials, plan, here(base, on, gpus), top)
         wanted = list(trainings(who, seeds))
-        values = Values(journal.with_suffix(".values.json"), code_of(PIPELINE_FILE))
+        what = code_of(PIPELINE_FILE) | {"objective": plan.objective}
+        values = Values(journal.with_suffix(".values.json"), what)
         with closing(engine_of(plan, base, on, gpus)) as engine:
             train_all(engine, wanted, plan.objective, values, partial(print, flush=True))
         found = verdicts(trials, who, plan.objective, base.register_.alpha, seeds, values)
         about = {
-            "commit": read_code().commit, "trials": len(trials), "objective": plan.objective,
+            "sweep": study.key, "commit": read_code().commit, "trials": len(trials), "objective": plan.objective,
             "params": how_trained(who[str(found[0].trial)]),
         }  # fmt: skip
         keep_verdicts(verdicts_of(journal), found, about)
@@ -72,16 +73,14 @@ def confirm(name: str, top: int, seeds: int, on: str | None, gpus: float) -> int
 
 def recipe(name: str) -> int:
     """Write recipes/NAME.yaml with how the confirmed winner was trained. Raises UserError where none is confirmed."""
-    kept = verdicts_of(begun(name))
-    found = kept_verdicts(kept)
+    journal = begun(name)
+    study, _ = read_study(journal, name)
+    found = kept_verdicts(verdicts_of(journal), study.key)
     if not found:
         raise UserError(f"sweep {name}: its winner may have been lucky; `lenet5 sweep confirm {name}` tells")
     if not found[0].confirmed:
         raise UserError(f"sweep {name}: no trial is better than the current params by more than luck; no recipe")
-    about = read_json(kept)
-    if "params" not in about:
-        raise UserError(f"{kept}: of an earlier version; `lenet5 sweep confirm {name}` makes it anew")
-    content = recipe_text(name, found[0], about)
+    content = recipe_text(name, found[0], read_json(verdicts_of(journal)))
     target = RECIPES / f"{name}.yaml"
     if target.exists() and target.read_text(encoding="utf-8") != content:
         raise UserError(f"{target}: is there already, and another; move it away, then repeat")

@@ -27,7 +27,7 @@ from lenet5.processors import use_own_share
 from lenet5.record.lineage import lineage_tags, read_code
 from lenet5.record.result import evaluation_figures
 from lenet5.results.history import EpochRow
-from lenet5.search.engine import Engine, Gained, Lost
+from lenet5.search.engine import Engine, Failed, Gained, Lost
 from lenet5.search.local import LocalEngine
 from lenet5.search.runs import run_all
 from lenet5.search.seeds import TOGETHER, seed_jobs, train_seeds
@@ -101,10 +101,12 @@ def _on_this_machine(params: Params, count: int) -> tuple[Params, str, Engine]:
     params = _with(params, device=device.type)  # settled, so that no worker says again why it is not the GPU
     choice = choose_engine(params.model, params.train, len(splits.train), device)
     key = result_key(_with(params, seed=0), PIPELINE_FILE, device, choice)
-    work = partial(train_seeds, RAW_DIR)
     if device.type == "cuda":
+        work = partial(train_seeds, RAW_DIR, None)
         return params, digest(f"stacked {key}".encode()), LocalEngine(work, 1, use_own_share)
-    workers = min(count, joblib.cpu_count())
+    if choice.name != "lanes":
+        print(f"engine {choice.name}: {choice.reason}", flush=True)
+    workers, work = min(count, joblib.cpu_count()), partial(train_seeds, RAW_DIR, choice.name)
     return params, key, LocalEngine(work, workers, partial(torch.set_num_threads, 1))
 
 
@@ -115,7 +117,7 @@ def _on_cluster(params: Params, address: str, gpus: float) -> tuple[Params, str,
     here = _with(params, seed=0) if not gpus else _with(params, seed=0, engine="eager", precision="fp32")
     choice = choose_engine(here.model, here.train, 1, cpu)
     key = result_key(_with(params, seed=0), PIPELINE_FILE, cpu, choice)
-    engine = cluster_engine(partial(train_seeds, RAW_DIR), address, gpus, params)
+    engine = cluster_engine(partial(train_seeds, RAW_DIR, None if gpus else choice.name), address, gpus, params)
     return params, digest(f"cards of a cluster {key}".encode()) if gpus else key, engine
 
 
@@ -140,6 +142,8 @@ def _train(params: Params, wanted: Sequence[int], engine: Engine, kept: Journal,
                 display.say(f"{event.key}: {event.reason}; it starts again")
                 display.again(seeds_of[event.key])
                 rows |= {seed: [] for seed in seeds_of[event.key]}
+            elif isinstance(event, Failed):
+                raise UserError(f"{event.key}: {event.reason}")
             elif isinstance(event, Gained):
                 seed = event.row["seed"]
                 if "epoch" in event.row:

@@ -51,7 +51,7 @@ def run(file: Path, on: str | None, gpus: float) -> int:
     base = load_params(PARAMS_FILE)
     plan, name = load_plan(file, base), file.stem
     on_device = here(base, on, gpus)
-    if not on:
+    if not gpus or not on:  # nobody here knows the cards of a cluster
         _refuse_unfit(plan, on_device)
     content = file.read_bytes()  # now: it may be another one, or none, when the sweep has ended
     with claimed(name) as journal:
@@ -59,7 +59,7 @@ def run(file: Path, on: str | None, gpus: float) -> int:
         refuse_another(study, name, plan, base)
         with closing(engine_of(plan, base, on, gpus)) as engine:
             account = partial(write_files, study, plan, file.name, content)
-            _search(study, file, name, plan, on_device, engine, kept_verdicts(verdicts_of(journal)), account)
+            _search(study, file, name, plan, on_device, engine, kept_verdicts(verdicts_of(journal), study.key), account)
     _show(study, name, plan)
     return 0
 
@@ -86,10 +86,22 @@ def here(base: Params, on: str | None, gpus: float) -> Params:
 
 def engine_of(plan: Plan, base: Params, on: str | None, gpus: float) -> Engine:
     """The cluster at ``on``, or as many workers on this machine as the sweep's file says."""
+    taken = None if gpus else _engine_taken(plan, base)
     if on:
-        return cluster_engine(partial(train, RAW_DIR), on, gpus, base)
+        return cluster_engine(partial(train, RAW_DIR, taken), on, gpus, base)
     workers = min(plan.workers, plan.trials)
-    return LocalEngine(partial(train, RAW_DIR.absolute()), workers, partial(use_own_share, workers))
+    return LocalEngine(partial(train, RAW_DIR.absolute(), taken), workers, partial(use_own_share, workers))
+
+
+def _engine_taken(plan: Plan, base: Params) -> str | None:
+    """How all trials train on a CPU: as they do here. None on a card, and where it depends on what is searched."""
+    params = trial_params(plan, base, first_tried(plan))
+    if set(_OF_THE_MACHINE) & plan.space.keys() or pick_device(params.train.device).type != "cpu":
+        return None
+    choice = choose_engine(params.model, params.train, TRAINING_IMAGES, torch.device("cpu"))
+    if choice.name != "lanes":
+        print(f"engine {choice.name}: {choice.reason}", flush=True)
+    return choice.name
 
 
 @contextmanager
@@ -152,9 +164,11 @@ def _search(
                     told = time.monotonic()
         except BaseException:
             engine.close()  # first: what goes on training holds the rest up
-            tell("KILLED")
+            account(Path(folder))
+            tell("KILLED", Path(folder))
             raise
         account(Path(folder))
+        study.pictures(Path(folder))
         tell("FINISHED", Path(folder))
 
 

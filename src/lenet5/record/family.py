@@ -24,7 +24,10 @@ _PATIENCE = 20.0
 
 @dataclass(frozen=True)
 class Member:
-    """A run as its owner sees it; ``figures`` carry the time of its end, or 0, in milliseconds since 1970."""
+    """A run as its owner sees it, begun and ended at these times, in milliseconds since 1970, or 0: not known.
+
+    ``figures`` carry the time of its end.
+    """
 
     key: str
     name: str
@@ -35,6 +38,7 @@ class Member:
     points: Sequence[Point] = ()
     figures: Mapping[str, float] = field(default_factory=dict)
     ended: int = 0
+    started: int = 0
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ class FamilyRuns:
         runs = self._runs if self._runs is not None else {}
         if key not in runs:
             tags = {**self._tags, **member.tags, DESCRIPTION: member.description}
-            runs[key] = self._store.create_run(member.name, tags, member.params, code)
+            runs[key] = self._store.create_run(member.name, tags, member.params, code, member.started or None)
             self._there[key] = set()
             return runs[key]
         run = runs[key]

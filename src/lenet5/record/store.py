@@ -42,9 +42,11 @@ class Store:
         """The runs that carry ``tag``, oldest first; those in MLflow's bin where ``kind`` says so."""
         return tagged(self.client, self.experiment_id, tag, value, kind)
 
-    def create_run(self, name: str, tags: Mapping[str, str], params: Mapping[str, str], code: Code) -> MlflowRun:
-        """Open a run."""
-        run = self.client.create_run(self.experiment_id, tags=dict(tags), run_name=name)
+    def create_run(
+        self, name: str, tags: Mapping[str, str], params: Mapping[str, str], code: Code, started: int | None = None
+    ) -> MlflowRun:
+        """Open a run, which began now or at ``started``, in milliseconds since 1970."""
+        run = self.client.create_run(self.experiment_id, started, dict(tags), name)
         self.describe(run, params, code)
         return run
 

@@ -37,11 +37,10 @@ def family_of(
 
 
 def write_files(study: Study, plan: Plan, file: str, content: bytes, folder: Path) -> None:
-    """What the parent carries: the sweep's file, which was called so; the leaderboard; Optuna's pictures."""
+    """What the parent carries, beside pictures: the sweep's file, which was called so, and the leaderboard."""
     write_bytes(folder / file, content)
     board = markdown(*leaderboard(study.trials(), plan, most=plan.trials))
     write_bytes(folder / "leaderboard.md", board.encode())
-    study.pictures(folder)
 
 
 def _parent(key: str, name: str, plan: Plan, base: Params, trials: list[Trial], status: Status) -> Member:
@@ -56,8 +55,9 @@ def _parent(key: str, name: str, plan: Plan, base: Params, trials: list[Trial], 
     )
     tags = {"sweep": name, "objective": plan.objective} | ({"best_trial": str(best[0].number)} if best else {})
     last = max((trial.ended or 0 for trial in trials), default=0)
+    first = min((trial.started for trial in trials), default=0)
     return Member(
-        key, f"sweep-{name}", status, shared_params(plan, base) | space, tags, told, (), figures | totals, last
+        key, f"sweep-{name}", status, shared_params(plan, base) | space, tags, told, (), figures | totals, last, first
     )
 
 
@@ -86,6 +86,7 @@ def _child(trial: Trial, plan: Plan, base: Params, in_hand: bool) -> Member:
         points=[point for row in trial.rows for point in _points(row)],
         figures=_figures(trial, plan, base) if trial.kind == "complete" else {},
         ended=trial.ended or 0,
+        started=trial.started,
     )
 
 

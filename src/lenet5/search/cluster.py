@@ -29,7 +29,7 @@ from lenet5.data.sources import fetch_all
 from lenet5.errors import UserError
 from lenet5.params import DownloadParams
 from lenet5.search import ray_settings
-from lenet5.search.engine import Event, Gained, Job, Lost, Work, told
+from lenet5.search.engine import Event, Failed, Gained, Job, Lost, Work, told
 
 _ANSWER_SECONDS = 5.0
 _LOOK_SECONDS = 1.0
@@ -248,7 +248,10 @@ def _serve(asked: tuple[Work, DownloadParams, str, bool], job: Job) -> Iterator[
     if not card:
         torch.set_num_threads(1)
     yield _BEGUN
-    yield from told(work, job)
+    for event in told(work, job):
+        if isinstance(event, Failed) and not event.hopeless:
+            raise UnfitError(f"{here} cannot train: {event.reason}")
+        yield event
 
 
 def _connect(address: str) -> Any:

@@ -46,10 +46,13 @@ class Verdict:
 
 
 class Values:
-    """Objectives of trainings, kept in a file by what was trained: none is trained twice. None: it diverged."""
+    """Objectives of trainings, kept in a file by what was trained: none is trained twice. None: it diverged.
 
-    def __init__(self, path: Path, code: Mapping[str, str]) -> None:
-        self._path, self._code = path, dict(sorted(code.items()))
+    ``what`` names the objective, and all but the params that decides it.
+    """
+
+    def __init__(self, path: Path, what: Mapping[str, str]) -> None:
+        self._path, self._what = path, dict(sorted(what.items()))
         self._values: dict[str, float | None] = {}
         if path.is_file():
             try:
@@ -70,7 +73,7 @@ class Values:
 
     def _key(self, params: Params) -> str:
         recipe = params.model_dump_json(include={"data", "model", "train"})
-        return digest(f"{recipe}{self._code}".encode())
+        return digest(f"{recipe}{self._what}".encode())
 
 
 def candidates(trials: Sequence[Trial], plan: Plan, base: Params, top: int) -> dict[str, Params]:
@@ -171,12 +174,16 @@ def keep_verdicts(path: Path, found: Sequence[Verdict], about: Mapping[str, Any]
     write_json(path, {**about, "verdicts": [asdict(verdict) for verdict in found]})
 
 
-def kept_verdicts(path: Path) -> list[Verdict]:
-    """Those that were written; none where nobody confirmed. Raises UserError where the file is damaged."""
+def kept_verdicts(path: Path, sweep: str) -> list[Verdict]:
+    """Those that were written of the sweep with this key; none where nobody confirmed that one, but another before.
+
+    Raises UserError where the file is damaged.
+    """
     if not path.is_file():
         return []
     try:
-        return [Verdict(**verdict) for verdict in json.loads(path.read_bytes())["verdicts"]]
+        kept = json.loads(path.read_bytes())
+        return [Verdict(**verdict) for verdict in kept["verdicts"]] if kept.get("sweep") == sweep else []
     except (ValueError, TypeError, KeyError):
         raise UserError(f"{path}: damaged; move it away, and `lenet5 sweep confirm` makes it anew") from None
 

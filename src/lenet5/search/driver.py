@@ -10,7 +10,7 @@ from lenet5.search.engine import Ended, Engine, Event, Failed, Gained, Job, Lost
 from lenet5.search.plan import Plan, Prune, trial_params
 from lenet5.search.runs import LOST_AT_MOST
 from lenet5.search.study import Study
-from lenet5.search.trials import Kind, chosen_row, is_stuck
+from lenet5.search.trials import Kind, chosen_row, is_over, is_stuck
 
 _WAIT = 0.5
 
@@ -80,7 +80,9 @@ class Driver:
         trial.rows.append(row)
         epoch, epochs = int(row["epoch"]), trial.params.train.epochs
         worse = self._study.add_row(trial.number, row, epochs)
-        early = isinstance(self._plan.prune, Prune) and self._plan.prune.after * epochs <= epoch < epochs
+        if is_over(trial.rows, trial.params.train):
+            return
+        early = isinstance(self._plan.prune, Prune) and self._plan.prune.after * epochs <= epoch
         if early and is_stuck(trial.rows):
             self._stop(trial, "stuck", f"ended at epoch {epoch} of {epochs}: stuck at chance, one class in ten")
         elif worse:

@@ -59,9 +59,10 @@ class Failed:
 
 @dataclass(frozen=True)
 class Lost:
-    """The worker went away with the job: it was killed; ``with_machine`` where its whole machine went.
+    """The worker went away with the job: it was killed, or the work raised what nobody foresaw.
 
-    That says nothing about the job. Without it, the job may be what takes its worker down.
+    ``with_machine`` where its whole machine went: that says nothing about the job. Without it, the job may be what
+    takes its worker down.
     """
 
     key: str
@@ -84,7 +85,7 @@ def told(work: Work, job: Job) -> Iterator[Event]:
         yield Failed(job.key, str(error), hopeless=False)
     except Exception as error:
         traceback.print_exc()
-        yield Failed(job.key, f"{type(error).__name__}: {error}", hopeless=False)
+        yield Lost(job.key, f"{type(error).__name__}: {error}")
 
 
 class Engine(Protocol):

@@ -11,10 +11,11 @@ from lenet5.data.datasets import Splits, load_splits
 from lenet5.network.lenet5 import LeNet5
 from lenet5.params import Params
 from lenet5.results import evaluation
-from lenet5.search.engine import Job, Row
+from lenet5.search.engine import HopelessError, Job, Row
+from lenet5.search.work import with_engine
 from lenet5.training.card_errors import card_errors
 from lenet5.training.engine import EngineChoice
-from lenet5.training.loop import Progress, Training, make_model, prepare
+from lenet5.training.loop import DivergedError, Progress, Training, make_model, prepare
 from lenet5.training.replicas import replica_epochs
 
 TOGETHER = 32
@@ -28,20 +29,25 @@ def seed_jobs(params: Params, seeds: Sequence[int], together: int) -> list[Job]:
     return [Job(_named(part), {"params": content, "seeds": list(part)}) for part in parts]
 
 
-def train_seeds(raw_dir: Path, asked: Mapping[str, Any]) -> Iterator[Row]:
+def train_seeds(raw_dir: Path, engine_taken: str | None, asked: Mapping[str, Any]) -> Iterator[Row]:
     """Train as the stage ``train`` does, from each of the ``seeds`` of ``asked``; on a card all of them at once.
 
+    With the engine that the driver has taken, if it has.
+
     Rows are {seed, epoch: the row of its history} as each epoch ends, and at last {seed, figures}, named as in the
-    record, of the chosen weights. Raises UserError as training does.
+    record, of the chosen weights. Raises HopelessError where a loss diverges, UserError as training does.
     """
-    params = Params.model_validate(asked["params"])
+    params = with_engine(Params.model_validate(asked["params"]), engine_taken)
     splits, engine = prepare(raw_dir, params, load_splits)
-    with card_errors():
-        if splits.train.labels.device.type == "cuda":
-            yield from _stacked(params, asked["seeds"], splits, engine)
-        else:
-            for seed in asked["seeds"]:
-                yield from _alone(params, seed, splits, engine)
+    try:
+        with card_errors():
+            if splits.train.labels.device.type == "cuda":
+                yield from _stacked(params, asked["seeds"], splits, engine)
+            else:
+                for seed in asked["seeds"]:
+                    yield from _alone(params, seed, splits, engine)
+    except DivergedError as error:
+        raise HopelessError(str(error)) from None
 
 
 def _alone(params: Params, seed: int, splits: Splits, engine: EngineChoice) -> Iterator[Row]:

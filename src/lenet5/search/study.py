@@ -77,10 +77,12 @@ class Study:
         """Keep an epoch's row; whether the trial, of so many ``epochs`` in all, is worse than others at this point."""
         epoch = int(row["epoch"])
         trial = self._resumed(number)
-        if _name(epoch) not in trial.user_attrs:  # a trial that began anew gives the same rows again
+        kept = trial.user_attrs.get(_name(epoch), {})
+        if {**kept, **row} != kept:  # a trial that began anew gives the same rows again, but on another kind of machine
             trial.set_user_attr(_name(epoch), {**row, "time": time.time_ns() // 1_000_000})
+        if not kept:  # Optuna judges by the first that it was told
             trial.report(float(row[self._plan.objective]), _SHARES * epoch // epochs)
-        return epoch < epochs and trial.should_prune()
+        return bool(trial.should_prune())
 
     def lose(self, number: int, reason: str) -> int:
         """Keep that a trial's process ended; how many times it has."""
@@ -149,7 +151,8 @@ def open_study(journal: Path, name: str, plan: Plan) -> Study:
         pruner = optuna.pruners.SuccessiveHalvingPruner(first, reduction_factor=_HALF)
     storage = _storage(journal)
     if _begun(storage, name):
-        study = optuna.load_study(storage=storage, study_name=name, pruner=pruner)
+        study = _loaded(journal, storage, name)
+        study.pruner = pruner
     else:
         lower = lower_is_better(plan.objective)
         study = optuna.create_study(
@@ -168,7 +171,7 @@ def read_study(journal: Path, name: str) -> tuple[Study, Plan]:
     """
     _refuse_damage(journal)
     storage = _storage(journal)
-    study = optuna.load_study(storage=storage, study_name=name) if _begun(storage, name) else None
+    study = _loaded(journal, storage, name) if _begun(storage, name) else None
     if study is None or _KEY not in study.user_attrs:  # its first process was killed, or a copy got this name
         raise UserError(f"{journal}: sweep {name} has not begun in it; `lenet5 sweep run FILE` begins it")
     plan = Plan.model_validate(study.user_attrs[_PLAN])
@@ -177,11 +180,21 @@ def read_study(journal: Path, name: str) -> tuple[Study, Plan]:
 
 def _storage(journal: Path) -> JournalStorage:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return JournalStorage(JournalFileBackend(str(journal), lock_obj=_NoLock(str(journal))))
+    try:
+        return JournalStorage(JournalFileBackend(str(journal), lock_obj=_NoLock(str(journal))))
+    except (LookupError, TypeError, ValueError, AssertionError) as error:  # a line of JSON that is not Optuna's
+        raise UserError(_damaged(journal, f"an entry is not whole ({error})")) from None
 
 
 def _begun(storage: JournalStorage, name: str) -> bool:
     return name in optuna.get_all_study_names(storage)
+
+
+def _loaded(journal: Path, storage: JournalStorage, name: str) -> optuna.Study:
+    study = optuna.load_study(storage=storage, study_name=name)
+    if _KEY in study.user_attrs and not {_PLAN, _ORIGIN} <= study.user_attrs.keys():
+        raise UserError(_damaged(journal, "what it was begun with is gone"))
+    return study
 
 
 def _mend(journal: Path) -> None:
@@ -200,9 +213,11 @@ def _refuse_damage(journal: Path) -> None:
         try:
             json.loads(line)["op_code"]
         except (ValueError, TypeError, KeyError):
-            raise UserError(
-                f"{journal}: line {number} is damaged; bring the file back from a copy, or move it away to begin anew"
-            ) from None
+            raise UserError(_damaged(journal, f"line {number} is damaged")) from None
+
+
+def _damaged(journal: Path, what: str) -> str:
+    return f"{journal}: {what}; bring the file back from a copy, or move it away to begin anew"
 
 
 def _trial(frozen: FrozenTrial) -> Trial:

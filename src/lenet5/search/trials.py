@@ -48,6 +48,14 @@ def chosen_row(rows: Sequence[Row], params: TrainParams) -> Row:
     return min(rows, key=lambda row: float(row["validation_loss"]))  # the first of equals, as training has it
 
 
+def is_over(rows: Sequence[Row], params: TrainParams) -> bool:
+    """Whether a training with these ``rows`` has come to its end: its last epoch, or that of its patience."""
+    if len(rows) >= params.epochs or not params.patience:
+        return len(rows) >= params.epochs
+    lowest = min(rows, key=lambda row: float(row["validation_loss"]))
+    return len(rows) - int(lowest["epoch"]) >= params.patience
+
+
 def is_stuck(rows: Sequence[Row]) -> bool:
     """Whether no epoch's weights told more classes apart than one that is said for everything."""
     return all(float(row["validation_accuracy"]) < CHANCE for row in rows)

@@ -12,13 +12,14 @@ from lenet5.training.card_errors import CardError, card_errors
 from lenet5.training.loop import DivergedError, Training, make_model, prepare
 
 
-def train(raw_dir: Path, params: Mapping[str, Any]) -> Iterator[Row]:
+def train(raw_dir: Path, engine_taken: str | None, params: Mapping[str, Any]) -> Iterator[Row]:
     """Train ``params``, the whole of params.yaml, as the stage ``train`` does; each epoch's row of the history.
 
-    What concerns the test images is None: they are not even read. Raises HopelessError where the loss diverges,
-    UserError as training does, SystemExit where a card could not go on.
+    With the engine that the driver has taken, if it has: a worker that cannot have it is to say so. What concerns the
+    test images is None: they are not even read. Raises HopelessError where the loss diverges, UserError as training
+    does, SystemExit where a card could not go on.
     """
-    asked = Params.model_validate(params)
+    asked = with_engine(Params.model_validate(params), engine_taken)
     splits, engine = prepare(raw_dir, asked, load_without_test)
     model = make_model(asked.model, asked.train.seed, splits.train.labels.device)
     training = Training(model, splits, asked.train, engine)
@@ -30,3 +31,8 @@ def train(raw_dir: Path, params: Mapping[str, Any]) -> Iterator[Row]:
         raise HopelessError(str(error)) from None
     except CardError as error:
         raise SystemExit(str(error)) from None  # what the card holds is undefined from now on
+
+
+def with_engine(params: Params, engine: str | None) -> Params:
+    """``params`` with that ``train.engine``; as they are without one."""
+    return params.model_copy(update={"train": params.train.model_copy(update={"engine": engine})}) if engine else params

@@ -180,12 +180,13 @@ WINNER = Verdict(trial=2, claimed=0.3, gain=0.2, low=0.1, high=0.3, p=0.004, pai
 
 def test_verdicts_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "verdicts.json"
-    assert kept_verdicts(path) == []
-    keep_verdicts(path, [WINNER], {"trials": 3})
-    assert kept_verdicts(path) == [WINNER]
+    assert kept_verdicts(path, "a key") == []
+    keep_verdicts(path, [WINNER], {"trials": 3, "sweep": "a key"})
+    assert kept_verdicts(path, "a key") == [WINNER]
+    assert kept_verdicts(path, "another") == []  # a sweep of the same name, begun anew
     path.write_text("{")
     with pytest.raises(UserError, match="damaged; move it away"):
-        kept_verdicts(path)
+        kept_verdicts(path, "a key")
 
 
 def test_the_recipe_holds_what_was_fixed_tried_and_neither_but_no_seed(plan: Plans, base: Params) -> None:
@@ -230,13 +231,16 @@ def test_no_recipe_is_written_of_a_winner_that_is_not_confirmed(
     (workspace / ".lenet5/sweeps").mkdir(parents=True)
     (workspace / ".lenet5/sweeps/wide.journal").write_bytes(journal.read_bytes())
     kept = workspace / ".lenet5/sweeps/wide.confirmed.json"
-    about = {"commit": "", "trials": 3, "objective": "validation_loss", "params": {"train": {"lr": 0.05}}}
+    about = {
+        "sweep": study.key, "commit": "", "trials": 3, "objective": "validation_loss",
+        "params": {"train": {"lr": 0.05}},
+    }  # fmt: skip
     if verdict is not None:
         keep_verdicts(kept, [Verdict(**{**vars(WINNER), **verdict})], about)
     with pytest.raises(UserError, match=told):
         recipe("wide")
-    keep_verdicts(kept, [WINNER], {"commit": "", "trials": 3, "objective": "validation_loss"})
-    with pytest.raises(UserError, match="of an earlier version"):
+    keep_verdicts(kept, [WINNER], {**about, "sweep": "begun before it was moved away"})
+    with pytest.raises(UserError, match="its winner may have been lucky"):
         recipe("wide")
     assert not (workspace / "recipes").exists()
     keep_verdicts(kept, [WINNER], about)

@@ -97,6 +97,15 @@ def test_a_worse_trial_is_stopped_and_one_in_its_last_epoch_is_not(drive: Any) -
     assert short.trials()[3].kind == "complete"
 
 
+def test_a_trial_out_of_patience_is_in_its_last_epoch(drive: Any) -> None:
+    fixed = {"train.epochs": 8, "train.patience": 1}
+    study, stage, _ = drive(
+        lambda job: trained(job, [0.1] * 8) if job.key == "0" else trained(job, [1.0, 2.0]), trials=2, fixed=fixed
+    )
+    assert [trial.kind for trial in study.trials()] == ["complete", "complete"]
+    assert stage.stopped == []
+
+
 def test_a_trial_at_chance_is_ended_when_others_may_be_and_said(drive: Any) -> None:
     study, *_ = drive(lambda job: trained(job, [2.3] * 8, accuracy=0.1), trials=1)
     (trial,) = study.trials()

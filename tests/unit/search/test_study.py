@@ -47,13 +47,31 @@ def test_a_trial_that_begins_anew_keeps_the_rows_it_had(search: Search) -> None:
     assert [one["epoch"] for one in again.trials()[number].rows] == [1, 2]
 
 
-def test_only_a_trial_that_is_worse_is_ended_at_the_rungs_and_never_in_its_last_epoch(search: Search) -> None:
+def test_a_trial_that_begins_anew_on_another_kind_of_machine_has_the_rows_its_value_comes_from(search: Search) -> None:
+    study = search()
+    number = study.ask()
+    study.add_row(number, row(1, 0.7), 8)
+    study.add_row(number, row(1, 0.7001), 8)
+    assert [one["validation_loss"] for one in study.trials()[number].rows] == [0.7001]
+
+
+def test_only_a_trial_that_is_worse_is_ended_and_at_the_rungs(search: Search) -> None:
     study = search()
     assert finish(study, 0.2) == []
     assert finish(study, 0.1) == []
     asked = finish(study, 0.9)
     assert asked[0] == 2  # a quarter of its epochs
-    assert 8 not in asked
+
+
+def test_the_search_goes_where_trials_were_good(search: Search) -> None:
+    study = search(space={"train.lr": {"low": 0.0, "high": 1.0}, "model.dropout": {"low": 0.0, "high": 0.9}})
+    for _ in range(40):
+        number = study.ask()
+        tried = study.tried(number)
+        study.end(number, "complete", "", (tried["train.lr"] - 0.3) ** 2 + (tried["model.dropout"] - 0.3) ** 2)
+    late = [trial.value for trial in study.trials()[20:] if trial.value is not None]
+    assert sorted(late)[len(late) // 2] < 0.03  # at random half of them would be above 0.1
+    assert study.unfinished() == []
 
 
 def test_accuracy_is_better_when_it_is_higher(search: Search) -> None:
@@ -143,6 +161,18 @@ def test_a_damaged_line_is_told_and_the_file_left_as_it_is(search: Search, journ
         with pytest.raises(UserError, match="line 4 is damaged; bring the file back from a copy, or move it away"):
             opening()
     assert journal.read_bytes() == before
+
+
+def test_entries_that_are_not_whole_are_told_and_the_file_left_as_it_is(search: Search, journal: Path) -> None:
+    finish(search(), 0.5)
+    whole = journal.read_bytes()
+    origin = next(line for line in whole.splitlines(keepends=True) if b'"origin"' in line)
+    for damaged in (whole + b'{"op_code":5}\n', whole.replace(origin, b"")):
+        journal.write_bytes(damaged)
+        for look in (search, lambda: read_study(journal, "wide")):
+            with pytest.raises(UserError, match="bring the file back from a copy, or move it away"):
+                look()
+        assert journal.read_bytes() == damaged
 
 
 def test_importance_and_pictures_wait_for_two_that_differ(search: Search, tmp_path: Path) -> None:

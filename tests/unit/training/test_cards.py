@@ -233,7 +233,7 @@ def test_a_card_that_could_not_go_on_ends_the_worker_of_a_search(
     monkeypatch.setattr(work, "prepare", lambda *_: (splits, EngineChoice("eager", False, "")))
     monkeypatch.setattr(Training, "epochs", full)
     with pytest.raises(SystemExit, match="the card's memory is full"):
-        list(work.train(Path(), params.model_dump(mode="json", by_alias=True)))
+        list(work.train(Path(), None, params.model_dump(mode="json", by_alias=True)))
 
 
 class Graph:
