@@ -142,6 +142,8 @@ def workers(one: Machine) -> list[int]:
 
 def test_a_killed_worker_and_a_machine_that_joins_change_no_bit_and_nothing_leaves_the_network(site: Site) -> None:
     with strangers(site.switch) as seen:
+        site.head.run("lenet5", "cluster", "stop")
+        site.lead(cpus=1)  # once more: Ray would report that a cluster has been started
         second = site.joined()
         old = second.project.path / "src/lenet5/search/seeds.py"
         old.write_text("raise ImportError('code of another day: the driver has what counts')")
@@ -221,8 +223,17 @@ def sweep(project: Project, run: Callable[..., Any], *on: str) -> dict[str, Any]
     return {one.tags["trial"]: (one.params, one.metrics["validation_loss"]) for one in trials}
 
 
-def test_a_sweep_on_two_machines_has_the_trials_of_one(site: Site) -> None:
-    second = site.joined()
+def test_a_sweep_on_two_machines_whose_driver_was_killed_has_the_trials_of_one(site: Site) -> None:
+    second, project = site.joined(), site.head.project
+    (project.path / "sweeps/tiny.yaml").write_text(yaml.safe_dump(PLAN))
+    words = site.head.words("lenet5", "sweep", "run", "sweeps/tiny.yaml", "--on", site.on)
+    journal = project.path / ".lenet5/sweeps/tiny.journal"
+    with project.started(*words) as driver:
+        wait_until(lambda: journal.exists() and '"row 1"' in journal.read_text())
+        site.head.run("pkill", "-KILL", "--full", "lenet5 sweep run")
+        driver.communicate()
+    wait_until(lambda: not workers(site.head) and not workers(second), 60)
+    assert journal.read_text().count('"end"') < PLAN["trials"]
     together = sweep(site.head.project, site.head.run, "--on", site.on)
     assert took_a_job(second)
     alone = site.source.clone(site.folder / "alone")

@@ -5,8 +5,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from .conftest import Project
+from .test_sweep import PLAN
 
 # Answers no look-up, and keeps a list of them: in a network of its own, whose only machine is this one.
 NAMESERVER = """
@@ -34,6 +36,8 @@ COMMANDS = {
     "export": "python stages/export.py",
     "the record": "python stages/register.py",
     "dvc": "dvc status && dvc metrics diff",
+    "a sweep": "lenet5 sweep run sweeps/tiny.yaml",
+    "seeds": "lenet5 seeds --count 2",
 }
 
 
@@ -47,6 +51,7 @@ def test_a_command_looks_nothing_up_and_leaves_no_file_elsewhere(
     resolv.write_text("nameserver 127.0.0.1\n")
     (tmp_path / "nameserver.py").write_text(NAMESERVER)
     pipeline_copy.shrink({"train.epochs": 1, "train.engine": "eager"})
+    (pipeline_copy.path / "sweeps/tiny.yaml").write_text(yaml.safe_dump(PLAN | {"fixed": {}, "trials": 2}))
     own = {name: value for name, value in pipeline_copy.env.items() if not name.startswith(("XDG_", "ORT_"))}
     pipeline_copy.env = own | {"HOME": str(home), "TMPDIR": str(temporary)}
     script = f"mount --bind {resolv} /etc/resolv.conf; exec python {tmp_path}/nameserver.py {asked} sh -ec '{command}'"

@@ -81,6 +81,7 @@ def test_ctrl_c_keeps_the_seeds_that_have_finished_and_a_killed_worker_costs_its
     with project.started(*command) as process:
         assert process.stdout is not None
         first = next(finished_seeds(process.stdout))
+        wait_until(lambda: "FINISHED" in [run.info.status for run in divided(project)[1]])  # recorded as it ends
         _, told = ctrl_c(process)
     assert process.returncode == 130
     assert "interrupted; seeds that have finished are kept, and the same command goes on" in told

@@ -18,7 +18,7 @@ from mlflow.entities import Run
 
 from lenet5.data.fashion_mnist import RAW_DIR, TEST_IMAGES, TEST_LABELS
 
-from .conftest import Project, wait_until
+from .conftest import Project, ctrl_c, wait_until
 from .servers import free_port, http_server, mlflow_server, postgresql
 from .test_team import readable
 
@@ -83,7 +83,32 @@ def test_a_sweep_is_one_run_with_a_child_a_trial(sweep: Project) -> None:
     shutil.rmtree(sweep.path / "mlruns")
     assert "3 of 4 trials are done" in run(sweep).stdout
     renamed = shutil.copy(sweep.path / "mlflow.db", sweep.path / "another.db")  # this process has the old one open
-    assert steps(sweep, f"sqlite:///{renamed}") == [[1, 2]] * 4  # those of before, too: from the journal
+    again = trials(sweep, f"sqlite:///{renamed}")  # those of before, too: from the journal
+    assert steps(sweep, f"sqlite:///{renamed}") == [[1, 2]] * 4
+    for before, now in zip(children, again, strict=False):
+        assert (now.info.status, now.data.params, now.data.metrics) == (
+            "FINISHED",
+            before.data.params,
+            before.data.metrics,
+        )
+        assert (now.info.start_time, now.info.end_time) == (before.info.start_time, before.info.end_time)
+        assert now.info.start_time < now.info.end_time
+
+
+def test_one_that_is_interrupted_has_on_record_how_it_stands_and_what_goes_on_with_it(sweep: Project) -> None:
+    write(sweep, {"fixed": {"train.epochs": 60}, "trials": 2})
+    journal = sweep.path / ".lenet5/sweeps/tiny.journal"
+    with sweep.started("lenet5", "sweep", "run", "sweeps/tiny.yaml") as process:
+        wait_until(lambda: journal.exists() and '"row 2"' in journal.read_text() and len(sweep.runs()) == 3)
+        _, told = ctrl_c(process)
+    assert (process.returncode, told.splitlines()[-1]) == (
+        130, "lenet5 sweep: interrupted; the same command goes on where it stopped"
+    )  # fmt: skip
+    (parent,) = [one for one in sweep.runs() if "sweep" in one.data.tags]
+    assert parent.info.status == "KILLED"
+    assert {one.data.tags["trial.state"] for one in trials(sweep)} == {"unfinished"}
+    files = {file.path for file in sweep.mlflow().list_artifacts(parent.info.run_id)}
+    assert files == {"tiny.yaml", "leaderboard.md"}
 
 
 @pytest.mark.soak
