@@ -7,7 +7,6 @@ import lenet5  # isort: skip  # noqa: F401 - sets how threads wait, which is rea
 
 import argparse
 import logging
-import os
 import socket
 import statistics
 import subprocess
@@ -19,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import joblib
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -94,7 +94,7 @@ def measure_training(params: Params, splits: Splits, device: torch.device, repet
     gflop, rate = epoch_gflop(params, device), matmul_gflops(device)
     loops = all_loops(params, splits, RAW_DIR.parents[1])
     times = alternate(loops, device, repetitions)
-    with busy_processes(os.cpu_count() or 1):
+    with busy_processes(joblib.cpu_count() or 1):
         shared = alternate(loops, device, min(repetitions, 2))
     tutorial = statistics.median(times["tutorial"])
     figures: dict[str, Any] = {

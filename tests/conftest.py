@@ -3,6 +3,8 @@ from collections.abc import Callable
 
 import pytest
 
+import lenet5  # noqa: F401 - before PyTorch: how its threads wait is set by then
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _signals_are_heard() -> None:

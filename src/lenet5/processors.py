@@ -8,6 +8,9 @@ SPINS = 600
 """Turns that a thread of libgomp waits for the others before it sleeps; its own choice is so long that a training
 beside another program hardly moves. `make bench` measures what this costs and gives."""
 
+CROWD = 1.5
+"""So many threads to a processor are more than this process and what a system does beside it."""
+
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
@@ -37,9 +40,10 @@ def use_own_share(processes: int = 1) -> None:
 
 
 def busy() -> str:
-    """How many threads want a processor, for a person; nothing where the system does not tell."""
+    """How many threads want a processor, for a person; nothing where they are not many more, or nobody tells."""
+    processors = os.cpu_count() or 1
     try:
-        wanting = os.getloadavg()[0]
+        wanting = os.getloadavg()[0]  # on average over a minute
     except (AttributeError, OSError):  # Windows
         return ""
-    return f"{wanting:.1f} threads want {os.cpu_count()} processors"
+    return f"{wanting:.1f} threads want {processors} processors" if wanting > CROWD * processors else ""

@@ -94,9 +94,29 @@ def test_affinity_is_respected() -> None:
     assert done.stdout.strip() == "1"
 
 
+@pytest.mark.parametrize("asked", ["0", "abc", "64", "99999999999999999999"])
+def test_odd_numbers_of_threads_are_what_libgomp_makes_of_them_and_no_crash(asked: str) -> None:
+    code = (
+        "from lenet5.processors import use_own_share; use_own_share(); import torch;"
+        "torch.ones(2000, 2000).sigmoid_().sum(); print(torch.get_num_threads())"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": asked}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert 1 <= int(done.stdout) <= 64
+
+
+def test_these_tests_wait_politely_too() -> None:
+    watch = "import sys, tests.conftest; print('lenet5' in sys.modules, 'torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", watch], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "True False\n"
+
+
 def test_how_busy_the_machine_is_is_said_where_the_system_tells(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "getloadavg", lambda: (5.25, 0, 0))
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    assert busy() == "5.2 threads want 2 processors"
+    for wanting, said in ((5.25, "5.2 threads want 2 processors"), (2.4, "")):
+        monkeypatch.setattr(os, "getloadavg", lambda wanting=wanting: (wanting, 0, 0))
+        assert busy() == said
     monkeypatch.delattr(os, "getloadavg")
     assert busy() == ""

@@ -23,7 +23,7 @@ from lenet5.data.fashion_mnist import RAW_DIR
 from lenet5.errors import UserError
 from lenet5.files import digest
 from lenet5.params import Params, load_params
-from lenet5.processors import use_own_share
+from lenet5.processors import busy, use_own_share
 from lenet5.record.lineage import lineage_tags, read_code
 from lenet5.record.result import evaluation_figures
 from lenet5.results.history import EpochRow
@@ -137,7 +137,10 @@ def _train(params: Params, wanted: Sequence[int], engine: Engine, kept: Journal,
         missing = [seed for seed in wanted if seed not in finished]
         jobs = seed_jobs(params, missing, TOGETHER if params.train.device == "cuda" else 1)
         seeds_of = {job.key: job.params["seeds"] for job in jobs}
+        crowded = ""
         for event in run_all(engine, jobs):
+            if not crowded and (crowded := busy()):
+                display.say(f"other programs slow this one down: {crowded}")
             if isinstance(event, Lost):
                 display.say(f"{event.key}: {event.reason}; it starts again")
                 display.again(seeds_of[event.key])

@@ -28,15 +28,15 @@ class BuildError(Exception):
 
 
 def compiler_command() -> list[str]:
-    """The command with which C++ is compiled here, its name first: that of ``CXX`` with its options, or the usual."""
-    usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
-    return os.environ.get("CXX", "").split() or [usual]
+    """The command with which C++ is compiled here, its name first: that of ``CXX`` with its options, or g++."""
+    return os.environ.get("CXX", "").split() or ["g++"]
 
 
-def build(source: Path, defined: Mapping[str, str], folder: Path) -> ctypes.CDLL:
+def build(source: Path, defined: Mapping[str, str], folder: Path, trial: str) -> ctypes.CDLL:
     """The C functions of ``source`` with the macros ``defined``, compiled for this very machine and kept in ``folder``.
 
-    What is kept there is used when source, compiler, macros and CPU are the same and no byte of it has changed.
+    What is kept there is used when source, compiler, macros and CPU are the same and no byte of it has changed. It is
+    kept once ``trial``, Python that calls something of ``library``, has run: what CXX says may be for another CPU.
     Raises BuildError.
     """
     import filelock  # late: a GPU does without
@@ -53,18 +53,24 @@ def build(source: Path, defined: Mapping[str, str], folder: Path) -> ctypes.CDLL
         folder.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(library.with_suffix(".lock"), timeout=_LOCK_PATIENCE):
             if not _is_whole(library):
-                write_bytes(library, _compile(command, source))
+                write_bytes(library, _compile(command, source, trial))
         return ctypes.CDLL(str(library.absolute()))
     except (OSError, filelock.Timeout) as error:
         raise BuildError(f"made nothing that can be used: {error}") from None
 
 
-def _compile(command: list[str], source: Path) -> bytes:
-    """The library, with a digest after its end, where a loader does not look."""
+def _compile(command: list[str], source: Path, trial: str) -> bytes:
+    """The library, tried out, with a digest after its end, where a loader does not look."""
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder, "library.so")
         _call([*command, str(source), "-o", str(made)])
         content = made.read_bytes()
+        # In a process of its own: a CPU ends one at an instruction that it does not have.
+        code = f"import ctypes, sys; library = ctypes.CDLL(sys.argv[1]); {trial}"
+        try:
+            _call([sys.executable, "-I", "-c", code, str(made)])
+        except BuildError as error:
+            raise BuildError(f"made nothing that can be used: tried out, it {error}") from None
     return content + hashlib.sha256(content).digest()
 
 
@@ -82,7 +88,7 @@ def _call(command: list[str]) -> bytes:
         raise BuildError(f"did not answer within {_PATIENCE} s") from None
     except subprocess.CalledProcessError as error:
         said = error.stderr.decode(errors="replace").strip().splitlines()
-        reasons = [*(line for line in said if "error:" in line), *said, f"exit status {error.returncode}"]
+        reasons = [*(line for line in said if "error:" in line.lower()), *said, f"exit status {error.returncode}"]
         raise BuildError(f"failed: {reasons[0]}") from None
 
 

@@ -35,7 +35,7 @@ class EpochDisplay:
             TextColumn("epoch {task.completed}/{task.total}"), *bar, TextColumn("{task.description}"),
             console=console, disable=not console.is_terminal, expand=roomy,
         )  # fmt: skip
-        waiting = "training the first epoch, which takes longest"
+        waiting = "training the first epoch"
         self._task = self._bar.add_task(
             f"going on; {_figures(rows[-1])}" if rows else waiting, total=self._epochs, completed=len(rows)
         )
@@ -72,11 +72,12 @@ class EpochDisplay:
         return f"{hours}:{minutes:02}:{rest:02} left" if hours else f"{minutes}:{rest:02} left"
 
     def _warn_when_slow(self, epoch: int, speed: float) -> None:
-        """Say once that the processors are somebody else's, where an epoch is far slower than one before."""
-        if speed < SLOW * self._best and not self._slowed:
+        """Say once that the processors are others' too: an epoch is far slower than one before, or many want them."""
+        slow = speed < SLOW * self._best
+        seen = f"epoch {epoch} ran at {speed / self._best:.0%} of the speed reached before" if slow else ""
+        if (told := "; ".join(filter(None, [seen, busy()]))) and not self._slowed:
             self._slowed = True
-            text = f"epoch {epoch} ran at {speed / self._best:.0%} of the speed reached before; {busy()}"
-            self._console.print(text.removesuffix("; "), soft_wrap=True)
+            self._console.print(f"other programs slow this one down: {told}", soft_wrap=True)
         self._best = max(self._best, speed)
 
     def _warn_at_chance(self, row: EpochRow) -> None:

@@ -33,3 +33,7 @@ def c_compiler() -> str | None:
     """The C compiler that Triton takes: CC, or gcc, or clang."""
     named = os.environ.get("CC")
     return shutil.which(named) if named else shutil.which("gcc") or shutil.which("clang")
+
+
+if __name__ == "__main__":  # `lenet5 doctor` asks, in a process of its own
+    print(lacking() or "")

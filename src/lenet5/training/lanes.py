@@ -21,6 +21,7 @@ from lenet5.training.compiler import BuildError, build, compiler_command
 from lenet5.workspace import LIBRARIES, main_workspace
 
 SOURCE = Path(__file__).parent / "kernels/lanes.cpp"
+TRIAL = "numbers = (ctypes.c_float * 16)(); library.activation(numbers, numbers, ctypes.c_int64(16))"
 
 
 class UnavailableError(Exception):
@@ -48,9 +49,8 @@ def library(params: ModelParams) -> ctypes.CDLL:
     if sys.platform != "linux":
         raise UnavailableError("it is for Linux")  # elsewhere OpenMP is another matter
     try:
-        built = build(
-            SOURCE, {"ACTIVATION": params.activation, "POOLING": params.pooling}, main_workspace() / LIBRARIES
-        )
+        defined = {"ACTIVATION": params.activation, "POOLING": params.pooling}
+        built = build(SOURCE, defined, main_workspace() / LIBRARIES, TRIAL)
     except BuildError as error:
         raise UnavailableError(f"the C++ compiler {compiler_command()[0]} {error}") from None
     for size in (built.network_bytes, built.block_bytes, built.image_bytes):

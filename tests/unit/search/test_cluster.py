@@ -42,7 +42,7 @@ def test_a_machine_on_which_a_work_cannot_be_done_is_unfit_and_the_job_is_none_o
     assert (begun, row) == ("begun", Gained("0", {"epoch": 1}))
     events = served(needs_a_compiler)
     assert [next(events), next(events)] == ["begun", Gained("0", {"epoch": 1})]
-    with pytest.raises(cluster.UnfitError, match="cannot train: train.engine: lanes cannot be had, no compiler"):
+    with pytest.raises(cluster.UnfitError, match=r"cannot train: train\.engine: lanes cannot be had, no compiler"):
         next(events)
 
 

@@ -1,3 +1,5 @@
+import platform
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from runpy import run_path
@@ -89,6 +91,20 @@ def test_without_the_package_that_asks_the_driver_it_says_so(monkeypatch: pytest
     assert "nvidia-ml-py is missing" in only(checks.check_cuda).text
 
 
+def test_a_card_for_which_nothing_can_be_compiled_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_driver(monkeypatch, 13000, 1)
+    lacks = "Python's headers (python3-dev, say)"
+    monkeypatch.setattr(checks, "call", lambda *command: f"{lacks}\n" if "inductor" in command[-1] else "\n")
+    usable, note = checks.check_cuda()
+    assert (usable.level, note.level) == ("ok", "note")
+    assert note.text == f"steps are not compiled for the card, for want of {lacks}"
+
+
+def test_where_there_are_no_lanes_nobody_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert list(checks.check_compiler()) == []
+
+
 def test_without_a_compiler_training_is_slower(monkeypatch: pytest.MonkeyPatch, workspace: Path) -> None:
     monkeypatch.setenv("PATH", str(workspace))
     finding = only(checks.check_compiler)
@@ -105,5 +121,9 @@ def test_a_compiler_that_builds_nothing_is_told_with_its_own_word(
     monkeypatch.setenv("CXX", str(compiler))
     finding = only(checks.check_compiler)
     assert (finding.level, "failed: cannot find -lomp; training" in finding.text) == ("note", True), finding
+    monkeypatch.setenv("CXX", "g++ -mno-avx2 -mno-avx512f")
+    if platform.machine() == "x86_64":  # as on a CPU without: training says the same
+        assert "vector registers too small to hold eight images" in only(checks.check_compiler).text
+    monkeypatch.setenv("CXX", str(compiler))
     compiler.write_text("#!/bin/sh\n")
     assert "does not run" in only(checks.check_compiler).text

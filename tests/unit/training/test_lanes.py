@@ -115,11 +115,13 @@ def test_loss_hits_and_gradients_are_no_further_from_float64_than_pytorchs(
     exact, hits, gradients = by_pytorch(torch.float64)
     assert abs(loss - exact) < 1e-6 * exact
     assert correct == hits
-    names = [name for name, _ in model.named_parameters()]
-    for name, found, right, usual in zip(
-        names, trained.gradients(), gradients, by_pytorch(torch.float32)[2], strict=True
-    ):
-        assert relative(found, right) < max(2e-6, relative(usual, right)), name
+    own, usual = (
+        [relative(found, right) for found, right in zip(some, gradients, strict=True)]
+        for some in (trained.gradients(), by_pytorch(torch.float32)[2])
+    )
+    assert max(own) <= max(usual) or size == 1  # of one image either is as near as float32 goes
+    for (name, _), error, of_pytorch in zip(model.named_parameters(), own, usual, strict=True):
+        assert error < max(2e-6, of_pytorch), name  # a bias is a sum of few numbers, now better and now worse
 
 
 def test_dropout_draws_the_numbers_that_pytorch_draws(
@@ -328,13 +330,29 @@ def test_a_compiler_that_fails_leaves_the_steps_to_pytorch_and_the_reason_says_s
     assert "none is not installed" in choose_engine(model_params(), train_params(engine="auto"), 100, CPU).reason
 
 
+@pytest.mark.skipif(
+    platform.machine() != "x86_64" or "avx512f" in Path("/proc/cpuinfo").read_text(),
+    reason="this CPU has the instructions that another lacks",
+)
+def test_a_library_for_another_cpu_is_not_kept_and_ends_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "g++ -mavx512f")
+    with pytest.raises(BuildError, match=r"^made nothing that can be used: tried out, it failed: exit status -4$"):
+        build(lanes.SOURCE, {"ACTIVATION": "relu", "POOLING": "max"}, tmp_path, lanes.TRIAL)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
+
+
 @pytest.mark.parametrize(("set_to", "counted"), [("{} -DEXTRA", "-DEXTRA "), ("env {}", "-O2 "), ("", None)])
 def test_the_compiler_may_come_with_options_or_before_another_or_be_the_usual_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, set_to: str, counted: str | None
 ) -> None:
     counting = script(tmp_path / "counting", f'echo "$@" >> {tmp_path}/calls\nexec g++ "$@"')
     monkeypatch.setenv("CXX", set_to.format(counting))
-    assert build(lanes.SOURCE, {"ACTIVATION": "relu", "POOLING": "max"}, tmp_path / "kept").lanes() in (8, 16)
+    assert build(lanes.SOURCE, {"ACTIVATION": "relu", "POOLING": "max"}, tmp_path / "kept", lanes.TRIAL).lanes() in (
+        8,
+        16,
+    )
     assert counted is None or counted in (tmp_path / "calls").read_text()
 
 
@@ -349,7 +367,7 @@ def test_a_library_is_compiled_once_and_anew_when_anything_about_it_changed(
 
     def compiled() -> int:
         before = calls.read_text().count(" -o ") if calls.exists() else 0
-        assert build(source, macros, folder).lanes() in (8, 16)
+        assert build(source, macros, folder, lanes.TRIAL).lanes() in (8, 16)
         return calls.read_text().count(" -o ") - before
 
     assert [compiled(), compiled()] == [1, 0]
@@ -372,7 +390,7 @@ def test_a_library_is_compiled_once_and_anew_when_anything_about_it_changed(
 def test_a_folder_that_cannot_be_written_to_is_a_reason_and_no_crash(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(BuildError, match=r"made nothing that can be used: .*file"):
-        build(lanes.SOURCE, {"ACTIVATION": "relu", "POOLING": "max"}, tmp_path / "file/libraries")
+        build(lanes.SOURCE, {"ACTIVATION": "relu", "POOLING": "max"}, tmp_path / "file/libraries", lanes.TRIAL)
 
 
 def test_four_processes_that_need_the_same_library_compile_it_once(tmp_path: Path) -> None:
@@ -380,7 +398,7 @@ def test_four_processes_that_need_the_same_library_compile_it_once(tmp_path: Pat
     counting = script(tmp_path / "counting", f'echo "$@" >> {calls}\nexec g++ "$@"')
     code = (
         "import sys; from pathlib import Path; from lenet5.training import lanes, compiler;"
-        "compiler.build(lanes.SOURCE, {'ACTIVATION': 'relu', 'POOLING': 'max'}, Path(sys.argv[1]))"
+        "compiler.build(lanes.SOURCE, {'ACTIVATION': 'relu', 'POOLING': 'max'}, Path(sys.argv[1]), lanes.TRIAL)"
     )
     command = ["python", "-c", code, str(tmp_path / "kept")]
     processes = [subprocess.Popen(command, env=os.environ | {"CXX": str(counting)}) for _ in range(4)]
