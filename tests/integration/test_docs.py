@@ -57,10 +57,13 @@ INSTEAD = {
     "make test": Instead("it is what runs these tests", "make --dry-run test"),
     "make soak": Instead("it is what runs these tests", "make --dry-run soak"),
     "make bench": Instead("it needs the machine for itself, for ten minutes", "make --dry-run bench"),
-    "lenet5 recipe recipes/tutorial.yaml": Instead(
-        "what trains after it would train 1,000 epochs",
-        "cp params.yaml {folder} && {command} && cp {folder}/params.yaml params.yaml",
-    ),
+    **{
+        f"lenet5 recipe recipes/{name}.yaml": Instead(
+            "what trains after it would train for long",
+            "cp params.yaml {folder} && {command} && cp {folder}/params.yaml params.yaml",
+        )
+        for name in ("tutorial", "searched")
+    },
     "make ui": Instead(INSTALLS, "make --dry-run ui", test="test_ui.py::test_the_printed_links_open_model_training"),
     "make record": Instead(
         INSTALLS, "make --dry-run record", test="test_record.py::test_a_wiped_record_is_rebuilt_from_the_outs"
@@ -122,11 +125,11 @@ INSTEAD = {
             "lenet5 sweep run --help",
             test="test_sweep.py::test_a_sweep_is_one_run_with_a_child_a_trial",
         )
-        for name in ("wide", "longer")
+        for name in ("wide", "longer", "searched")
     },
     **{
         f"lenet5 sweep confirm {those}": Instead("README has it for a small one", "lenet5 sweep confirm --help")
-        for those in ("wide --top 3 --seeds 8", "longer --top 1 --seeds 8")
+        for those in ("wide --top 3 --seeds 8", "longer --top 1 --seeds 8", "searched --top 1 --seeds 8")
     },
     "lenet5 sweep confirm small": Instead("it trains 33 times", "{command} --top 1 --seeds 2"),
     "lenet5 sweep show wide": Instead(
@@ -134,11 +137,14 @@ INSTEAD = {
         "lenet5 sweep show --help",
         test="test_sweep.py::test_a_sweep_is_one_run_with_a_child_a_trial",
     ),
-    "lenet5 sweep recipe wide": Instead(
-        "no sweep of this name was run here, and of a small one the winner may have been lucky",
-        "lenet5 sweep recipe small || test -f sweeps/small.md",
-        test="test_sweep.py::test_a_sweeps_winner_is_put_to_the_test",
-    ),
+    **{
+        f"lenet5 sweep recipe {name}": Instead(
+            "no sweep of this name was run here, and of a small one the winner may have been lucky",
+            "lenet5 sweep recipe small || test -f sweeps/small.md",
+            test="test_sweep.py::test_a_sweeps_winner_is_put_to_the_test",
+        )
+        for name in ("wide", "searched")
+    },
     "export MLFLOW_TRACKING_URI=https://mlflow.example.org": Instead(
         "no server has this name",
         test="test_team.py::test_four_experiments_at_once_are_whole_on_a_server_with_postgresql",

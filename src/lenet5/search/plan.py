@@ -227,12 +227,19 @@ def schema() -> dict[str, Any]:
     whole, params = Plan.model_json_schema(), Params.model_json_schema()
     searched = {name: limits for name, limits in _limits(params, SEARCHED) if name not in _NEVER}
     space = {
-        name: {"anyOf": [{"type": "array", "items": limits, "minItems": 1}, {"$ref": "#/$defs/Range"}]}
+        name: {"anyOf": [{"type": "array", "items": limits, "minItems": 1}, *_range(limits)]}
         for name, limits in searched.items()
     }
     for key, properties in (("fixed", dict(_limits(params, _FIXED))), ("space", space)):
         whole["properties"][key] |= {"properties": properties, "additionalProperties": False}
     return whole
+
+
+def _range(limits: dict[str, Any]) -> list[dict[str, Any]]:
+    """A range whose bounds have the ``limits`` of its param; none where that is no number."""
+    if limits.get("type") not in ("number", "integer"):
+        return []
+    return [{"allOf": [{"$ref": "#/$defs/Range"}], "properties": {"low": limits, "high": limits}}]
 
 
 def _limits(schema: dict[str, Any], sections: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -144,6 +144,8 @@ def test_the_schema_is_up_to_date_and_agrees_with_the_files(repository: Path) ->
         {"train.seed": [1]},
         {"train.lr": [-1]},
         {"train.lr": {"low": 1}},
+        {"train.lr": {"low": -1, "high": 1}},
+        {"model.activation": {"low": 0, "high": 1}},
         {"train.l": [1]},
         {"train.lr": []},
     ):
