@@ -24,6 +24,7 @@ from lenet5.params import ModelParams, TrainParams
 from lenet5.training import compiler, lanes
 from lenet5.training.compiler import BuildError, build, compiler_command
 from lenet5.training.engine import Engine, EngineChoice, choose_engine
+from lenet5.training.loop import make_model
 from lenet5.training.recipe import augment, draw_plan, make_optimizer
 
 pytestmark = pytest.mark.skipif(
@@ -305,8 +306,16 @@ def test_auto_takes_lanes_on_a_cpu_in_fp32_and_says_why_where_it_does_not(
 
 
 def test_a_compiler_that_fails_leaves_the_steps_to_pytorch_and_the_reason_says_so(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model_params: ModelParamsOf, train_params: TrainParamsOf
-) -> None:
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model_params: ModelParamsOf, train_params: TrainParamsOf,
+    random_split: RandomSplit,
+) -> None:  # fmt: skip
+    def trained(choice: EngineChoice) -> Tensor:
+        data, params = random_split(100, 1), train_params(batch_size=30)
+        model = make_model(model_params(), 0, CPU)
+        plan = draw_plan(100, params.augmentation, torch.Generator().manual_seed(0))
+        return Engine(choice, model, Splits(data, data, None, data), params).train_epoch(plan, [0.01] * 4).losses
+
+    by_lanes = trained(LANES)
     monkeypatch.setattr(compiler, "_PATIENCE", 1)
     other_cpus = 'for word; do [ "$last" = -o ] && echo ELF of another CPU > "$word"; last=$word; done; exit 0'
     for name, text, reason in (
@@ -326,6 +335,7 @@ def test_a_compiler_that_fails_leaves_the_steps_to_pytorch_and_the_reason_says_s
         assert choice.name == "eager"
         assert reason in choice.reason
         assert "\n" not in choice.reason
+    torch.testing.assert_close(trained(choice), by_lanes, rtol=1e-4, atol=0)
     monkeypatch.setenv("CXX", str(tmp_path / "none"))
     assert "none is not installed" in choose_engine(model_params(), train_params(engine="auto"), 100, CPU).reason
 
