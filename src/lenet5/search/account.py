@@ -7,7 +7,7 @@ from pathlib import Path
 from lenet5.files import write_bytes
 from lenet5.params import Params, flat_params
 from lenet5.record.family import Family, Member, Status
-from lenet5.record.result import Point, curve_points
+from lenet5.record.result import Point, curve_points, readable
 from lenet5.results.history import EpochRow
 from lenet5.search.board import counts, leaderboard, markdown
 from lenet5.search.confirm import Verdict, verdict_rows
@@ -66,7 +66,9 @@ def _with_verdicts(parent: Member, found: Sequence[Verdict]) -> Member:
     if not found:
         return parent
     best = found[0]
-    figures = {"gain_claimed": best.claimed, "gain_kept": best.gain, "gain_low": best.low, "gain_p": best.p}
+    figures = readable(
+        {"gain_claimed": best.claimed, "gain_kept": best.gain, "gain_low": best.low, "gain_p": best.p}
+    )
     tags = {"confirmed": str(best.trial) if best.confirmed else "none"}
     told = f"{parent.description}\n\nOn {best.pairs} fresh pairs of seed and split:\n\n{markdown(*verdict_rows(found))}"
     return replace(parent, figures={**parent.figures, **figures}, tags={**parent.tags, **tags}, description=told)
@@ -96,4 +98,4 @@ def _points(row: Row) -> list[Point]:
 
 def _figures(trial: Trial, plan: Plan, base: Params) -> dict[str, float]:
     chosen = chosen_row(trial.rows, trial_params(plan, base, trial.tried).train)
-    return {name: float(chosen[name]) for name in _FIGURES} | {"best_epoch": float(chosen["epoch"])}
+    return readable({name: chosen[name] for name in _FIGURES} | {"best_epoch": chosen["epoch"]})
