@@ -105,7 +105,7 @@ def test_one_that_is_interrupted_has_on_record_how_it_stands_and_what_goes_on_wi
     assert parent.info.status == "KILLED"
     assert {one.data.tags["trial.state"] for one in trials(sweep)} == {"unfinished"}
     files = {file.path for file in sweep.mlflow().list_artifacts(parent.info.run_id)}
-    assert files == {"tiny.yaml", "leaderboard.md"}
+    assert files - {"pipeline"} == {"tiny.yaml", "leaderboard.md"}  # no pictures: they would take seconds
 
 
 @pytest.mark.soak
