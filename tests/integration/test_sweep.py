@@ -96,7 +96,8 @@ def test_one_that_is_interrupted_has_on_record_how_it_stands_and_what_goes_on_wi
     write(sweep, {"fixed": {"train.epochs": 60}, "trials": 2})
     journal = sweep.path / ".lenet5/sweeps/tiny.journal"
     with sweep.started("lenet5", "sweep", "run", "sweeps/tiny.yaml") as process:
-        wait_until(lambda: journal.exists() and '"row 2"' in journal.read_text() and len(sweep.runs()) == 3)
+        wait_until(lambda: journal.exists() and '"row 2"' in journal.read_text())
+        wait_until(lambda: (sweep.path / "mlflow.db").exists() and len(sweep.runs()) == 3)
         _, told = ctrl_c(process)
     assert (process.returncode, told.splitlines()[-1]) == (
         130, "lenet5 sweep: interrupted; the same command goes on where it stopped"
@@ -135,19 +136,19 @@ def test_a_sweeps_winner_is_put_to_the_test(sweep: Project) -> None:
 
 
 def test_whoever_is_killed_the_same_command_goes_on(sweep: Project, tmp_path: Path) -> None:
-    write(sweep, {"fixed": {"train.epochs": 60}, "trials": 2})
+    write(sweep, {"fixed": {"train.epochs": 120}, "trials": 2})
     log = tmp_path / "log"
     journal = sweep.path / ".lenet5/sweeps/tiny.journal"
     command = ("lenet5", "sweep", "run", "sweeps/tiny.yaml")
     with log.open("w") as output, sweep.started(*command, output=output) as driver:
         wait_until(lambda: journal.exists() and journal.read_text().count('"row 3"') == 2)
-        second = run(sweep, check=False)
-        assert (second.returncode, second.stdout) == (1, "")
-        assert second.stderr == "lenet5 sweep: sweep tiny: another process is at it; wait for its end, or end it\n"
         workers = [one for one in psutil.Process(driver.pid).children() if "spawn_main" in " ".join(one.cmdline())]
         assert len(workers) == 2
         os.kill(workers[0].pid, signal.SIGKILL)
         wait_until(lambda: "killed by SIGKILL); it starts again" in log.read_text())
+        second = run(sweep, check=False)
+        assert (second.returncode, second.stdout) == (1, "")
+        assert second.stderr == "lenet5 sweep: sweep tiny: another process is at it; wait for its end, or end it\n"
         left = psutil.Process(driver.pid).children()
         os.kill(driver.pid, signal.SIGKILL)
         driver.wait()
@@ -156,7 +157,7 @@ def test_whoever_is_killed_the_same_command_goes_on(sweep: Project, tmp_path: Pa
     done = run(sweep)
     assert "sweep tiny goes on: 0 of 2 trials are done, 2 start again" in done.stdout
     assert [one.info.status for one in trials(sweep)] == ["FINISHED"] * 2
-    assert steps(sweep) == [list(range(1, 61))] * 2
+    assert steps(sweep) == [list(range(1, 121))] * 2
     assert len(sweep.runs()) == 3
 
 
