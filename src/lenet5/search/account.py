@@ -66,9 +66,7 @@ def _with_verdicts(parent: Member, found: Sequence[Verdict]) -> Member:
     if not found:
         return parent
     best = found[0]
-    figures = readable(
-        {"gain_claimed": best.claimed, "gain_kept": best.gain, "gain_low": best.low, "gain_p": best.p}
-    )
+    figures = readable({"gain_claimed": best.claimed, "gain_kept": best.gain, "gain_low": best.low, "gain_p": best.p})
     tags = {"confirmed": str(best.trial) if best.confirmed else "none"}
     told = f"{parent.description}\n\nOn {best.pairs} fresh pairs of seed and split:\n\n{markdown(*verdict_rows(found))}"
     return replace(parent, figures={**parent.figures, **figures}, tags={**parent.tags, **tags}, description=told)
