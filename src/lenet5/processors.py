@@ -6,7 +6,7 @@ from collections.abc import MutableMapping
 
 SPINS = 600
 """Turns that a thread of libgomp waits for the others before it sleeps; its own choice is so long that a training
-beside another program hardly moves. `make bench` measures what this costs and gives."""
+beside another program hardly moves. `python bench/waiting.py` measures what this costs and gives."""
 
 CROWD = 1.5
 """So many threads to a processor are more than this process and what a system does beside it."""
