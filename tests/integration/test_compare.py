@@ -149,7 +149,10 @@ def test_what_cannot_be_compared_is_one_line(two: Project, compare: Comparer, tm
         record.execute("UPDATE runs SET artifact_uri = ?", [(tmp_path / "gone").as_uri()])
     assert "metrics/evaluation.json of run" in compare.refused(project, "workspace", second.info.run_id)
 
-    assert "cannot be written" in compare.refused(project, "workspace", "workspace", "--html", str(tmp_path))
+    assert "ends in .html" in compare.refused(project, "workspace", "workspace", "--html", str(tmp_path))
+    (tmp_path / "folder.html").mkdir()
+    page = str(tmp_path / "folder.html")
+    assert "cannot be written" in compare.refused(project, "workspace", "workspace", "--html", page)
 
     project.edit({"train.lr": 0.1})
     assert "changed since evaluate ran; `dvc repro` first" in compare.refused(project, "workspace", second.info.run_id)
