@@ -223,23 +223,30 @@ def sweep(project: Project, run: Callable[..., Any], *on: str) -> dict[str, Any]
     return {one.tags["trial"]: (one.params, one.metrics["validation_loss"]) for one in trials}
 
 
-def test_a_sweep_on_two_machines_whose_driver_was_killed_has_the_trials_of_one(site: Site) -> None:
-    second, project = site.joined(), site.head.project
-    (project.path / "sweeps/tiny.yaml").write_text(yaml.safe_dump(PLAN))
-    words = site.head.words("lenet5", "sweep", "run", "sweeps/tiny.yaml", "--on", site.on)
-    journal = project.path / ".lenet5/sweeps/tiny.journal"
-    with project.started(*words) as driver:
-        wait_until(lambda: journal.exists() and '"row 1"' in journal.read_text())
-        site.head.run("pkill", "-KILL", "--full", "lenet5 sweep run")
-        driver.communicate()
-    wait_until(lambda: not workers(site.head) and not workers(second), 60)
-    assert journal.read_text().count('"end"') < PLAN["trials"]
+def test_a_sweep_on_two_machines_has_the_trials_of_one(site: Site) -> None:
+    second = site.joined()
     together = sweep(site.head.project, site.head.run, "--on", site.on)
     assert took_a_job(second)
     alone = site.source.clone(site.folder / "alone")
     alone.link_data()
     assert together == sweep(alone, alone.run)
     assert len(together) == PLAN["trials"]
+
+
+def test_a_driver_that_is_killed_leaves_no_worker_and_the_same_command_goes_on(site: Site) -> None:
+    second, project = site.joined(), site.head.project
+    (project.path / "sweeps/tiny.yaml").write_text(yaml.safe_dump(PLAN))
+    command = ("lenet5", "sweep", "run", "sweeps/tiny.yaml", "--on", site.on)
+    journal = project.path / ".lenet5/sweeps/tiny.journal"
+    with project.started(*site.head.words(*command)) as driver:
+        wait_until(lambda: journal.exists() and '"row 1"' in journal.read_text())
+        site.head.run("pkill", "-KILL", "--full", "lenet5 sweep run")
+        driver.communicate()
+    wait_until(lambda: not workers(site.head) and not workers(second), 60)
+    assert "sweep tiny goes on" in site.head.run(*command).stdout
+    trials = [one for one in project.runs() if "trial" in one.data.tags]
+    assert [one.info.status for one in trials] == ["FINISHED"] * PLAN["trials"]
+    assert {tuple(project.steps(one, "loss/validation")) for one in trials} == {(1, 2)}
 
 
 def refused(one: Machine, *command: str, **env: str) -> str:

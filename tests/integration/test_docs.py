@@ -114,7 +114,7 @@ INSTEAD = {
     "lenet5 sweep run sweeps/wide.yaml --on 10.0.0.5:6379": Instead(
         "nobody here has this address",
         "lenet5 sweep run --help",
-        test="test_cluster.py::test_a_sweep_on_two_machines_whose_driver_was_killed_has_the_trials_of_one",
+        test="test_cluster.py::test_a_sweep_on_two_machines_has_the_trials_of_one",
     ),
     "lenet5 cluster stop": Instead(
         "a cluster may be at work on this machine", "lenet5 cluster stop --help", test=f"{ON_MACHINES}_and_stops"
