@@ -139,7 +139,7 @@ def _train(params: Params, wanted: Sequence[int], engine: Engine, kept: Journal,
         seeds_of = {job.key: job.params["seeds"] for job in jobs}
         crowded = ""
         for event in run_all(engine, jobs):
-            if not crowded and (crowded := busy()):
+            if not crowded and isinstance(engine, LocalEngine) and (crowded := busy()):
                 display.say(f"other programs slow this one down: {crowded}")
             if isinstance(event, Lost):
                 display.say(f"{event.key}: {event.reason}; it starts again")

@@ -157,7 +157,7 @@ def _search(
         try:
             told, crowded = 0.0, ""
             while driver.step():
-                if not crowded and (crowded := busy()):
+                if not crowded and isinstance(engine, LocalEngine) and (crowded := busy()):
                     board.say(f"other programs slow this one down: {crowded}")
                 if time.monotonic() - told > _EVERY_SECONDS:
                     finished = [trial for trial in study.trials() if trial.ended]
