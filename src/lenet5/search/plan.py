@@ -142,7 +142,7 @@ def shared_params(plan: Plan, base: Params) -> dict[str, str]:
 
 
 def _wrong_names(content: Mapping[str, Any], base: Params) -> Iterator[str]:
-    named = {where: content[where] for where in _SECTIONS if isinstance(content.get(where), dict)}
+    named = {where: names if isinstance(names := content.get(where), dict) else {} for where in _SECTIONS}
     for where, names in named.items():
         sections = _SECTIONS[where]
         known = param_values(base, *sections)
@@ -157,7 +157,7 @@ def _wrong_names(content: Mapping[str, Any], base: Params) -> Iterator[str]:
                     yield f"{where}: {name} is a section; give one of its params: {', '.join(inner)}"
                     continue
                 yield f"{where}: {name} is no param; {suggestion(Params, section, key)}"
-    for name in set.intersection(*map(set, named.values())) if len(named) == len(_SECTIONS) else ():
+    for name in named["space"].keys() & named["fixed"].keys():
         yield f"{name} stands under fixed and under space; take one out"
 
 
