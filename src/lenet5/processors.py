@@ -8,6 +8,7 @@ SPINS = 600
 """Turns that a thread of libgomp waits for the others before it sleeps; its own choice is so long that a training
 beside another program hardly moves. `python bench/waiting.py` measures what this costs and gives."""
 
+SLOWED = "other programs slow this one down"
 CROWD = 1.5
 """So many threads to a processor are more than this process and what a system does beside it."""
 

@@ -23,7 +23,7 @@ from lenet5.data.fashion_mnist import RAW_DIR
 from lenet5.errors import UserError
 from lenet5.files import digest
 from lenet5.params import Params, load_params
-from lenet5.processors import busy, use_own_share
+from lenet5.processors import SLOWED, busy, use_own_share
 from lenet5.record.lineage import lineage_tags, read_code
 from lenet5.record.result import evaluation_figures
 from lenet5.results.history import EpochRow
@@ -140,7 +140,7 @@ def _train(params: Params, wanted: Sequence[int], engine: Engine, kept: Journal,
         crowded = ""
         for event in run_all(engine, jobs):
             if not crowded and isinstance(engine, LocalEngine) and (crowded := busy()):
-                display.say(f"other programs slow this one down: {crowded}")
+                display.say(f"{SLOWED}: {crowded}")
             if isinstance(event, Lost):
                 display.say(f"{event.key}: {event.reason}; it starts again")
                 display.again(seeds_of[event.key])

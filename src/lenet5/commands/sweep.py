@@ -18,7 +18,7 @@ from lenet5.data.datasets import load_without_test
 from lenet5.data.fashion_mnist import RAW_DIR
 from lenet5.errors import UserError
 from lenet5.params import TRAINING_IMAGES, Params, load_params
-from lenet5.processors import busy, use_own_share
+from lenet5.processors import SLOWED, busy, use_own_share
 from lenet5.record.family import Mirror, Runs, Status
 from lenet5.record.lineage import Code, lineage_tags, read_code
 from lenet5.search.account import family_of, write_files
@@ -158,7 +158,7 @@ def _search(
             told, crowded = 0.0, ""
             while driver.step():
                 if not crowded and isinstance(engine, LocalEngine) and (crowded := busy()):
-                    board.say(f"other programs slow this one down: {crowded}")
+                    board.say(f"{SLOWED}: {crowded}")
                 if time.monotonic() - told > _EVERY_SECONDS:
                     finished = [trial for trial in study.trials() if trial.ended]
                     board.show(Standing(finished, list(driver.running.values())))

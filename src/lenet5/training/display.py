@@ -9,7 +9,7 @@ from rich.table import Column, Table
 
 from lenet5.network.lenet5 import Layer
 from lenet5.params import Params
-from lenet5.processors import busy
+from lenet5.processors import SLOWED, busy
 from lenet5.results.chance import PATIENCE, ChanceWatch, stuck
 from lenet5.results.history import EpochRow
 from lenet5.results.verdict import CHANCE, points, what_to_try
@@ -77,7 +77,7 @@ class EpochDisplay:
         seen = f"epoch {epoch} ran at {speed / self._best:.0%} of the speed reached before" if slow else ""
         if (told := "; ".join(filter(None, [seen, busy()]))) and not self._slowed:
             self._slowed = True
-            self._console.print(f"other programs slow this one down: {told}", soft_wrap=True)
+            self._console.print(f"{SLOWED}: {told}", soft_wrap=True)
         self._best = max(self._best, speed)
 
     def _warn_at_chance(self, row: EpochRow) -> None:

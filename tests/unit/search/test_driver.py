@@ -97,6 +97,12 @@ def test_a_worse_trial_is_stopped_and_one_in_its_last_epoch_is_not(drive: Any) -
     assert short.trials()[3].kind == "complete"
 
 
+def test_a_trial_that_is_worse_only_in_its_last_epoch_comes_to_its_end(drive: Any) -> None:
+    study, stage, _ = drive(lambda job: trained(job, [0.1] * 7 + [0.1 + int(job.key)]), trials=3)
+    assert [trial.kind for trial in study.trials()] == ["complete"] * 3
+    assert stage.stopped == []
+
+
 def test_a_trial_out_of_patience_is_in_its_last_epoch(drive: Any) -> None:
     fixed = {"train.epochs": 8, "train.patience": 1}
     study, stage, _ = drive(
