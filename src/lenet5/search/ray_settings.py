@@ -18,6 +18,7 @@ WORKSPACE = "LENET5_WORKSPACE"
 _NOWHERE = "http://127.0.0.1:9/"  # the port of `discard`: Ray reports once even when told not to
 _ANSWER_SECONDS = 5.0
 _KEPT = "LENET5_PROXIES"
+_NICENESS = "RAY_worker_niceness"
 _PROXIES = [f"{kind}_proxy" for kind in ("http", "https", "all", "no")]
 _PROXIES += [name.upper() for name in _PROXIES]
 
@@ -81,12 +82,14 @@ def environment() -> dict[str, str]:
 
 
 def server_environment(own: Mapping[str, str]) -> dict[str, str]:
-    """What Ray's own processes need besides: no way out. Among others they ask the usual clouds whether it is them.
+    """What Ray's own processes need besides: no way out, since among others they ask the usual clouds whether it is them.
 
-    What is set in ``own`` about proxies is kept for the workers, which may have to fetch data.
+    What is set in ``own`` about proxies is kept for the workers, which may have to fetch data. Workers get their fair
+    part of a processor that others use: at Ray's own niceness, 15, it would be a thirtieth.
     """
     kept = {name: own[name] for name in _PROXIES if name in own}
-    return dict.fromkeys(_PROXIES, _NOWHERE) | {"no_proxy": "", "NO_PROXY": "", _KEPT: json.dumps(kept)}
+    closed = dict.fromkeys(_PROXIES, _NOWHERE) | {"no_proxy": "", "NO_PROXY": "", _KEPT: json.dumps(kept)}
+    return closed | {_NICENESS: own.get(_NICENESS, "0")}
 
 
 def reach_out_again(environment: MutableMapping[str, str]) -> None:

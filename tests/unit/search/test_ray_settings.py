@@ -53,7 +53,11 @@ def test_rays_processes_have_no_way_out_and_workers_have_a_persons_own(own: dict
     assert environment["no_proxy"] == environment["NO_PROXY"] == ""
     ray_settings.reach_out_again(environment)
     ray_settings.reach_out_again(environment)
-    assert environment == own | {"PATH": "/bin"}
+    assert environment == own | {"PATH": "/bin", "RAY_worker_niceness": "0"}
+
+
+def test_workers_step_back_for_other_programs_only_where_a_person_wants_it() -> None:
+    assert ray_settings.server_environment({"RAY_worker_niceness": "15"})["RAY_worker_niceness"] == "15"
 
 
 @pytest.mark.parametrize(
