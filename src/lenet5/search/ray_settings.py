@@ -82,7 +82,7 @@ def environment() -> dict[str, str]:
 
 
 def server_environment(own: Mapping[str, str]) -> dict[str, str]:
-    """What Ray's own processes need besides: no way out, since among others they ask the usual clouds whether it is them.
+    """What Ray's own processes need besides: no way out, or they ask the usual clouds, for one, whether it is them.
 
     What is set in ``own`` about proxies is kept for the workers, which may have to fetch data. Workers get their fair
     part of a processor that others use: at Ray's own niceness, 15, it would be a thirtieth.
