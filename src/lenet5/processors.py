@@ -6,7 +6,8 @@ from collections.abc import MutableMapping
 
 SPINS = 600
 """Turns that a thread of libgomp waits for the others before it sleeps; its own choice is so long that a training
-beside another program hardly moves. `python bench/waiting.py` measures what this costs and gives."""
+beside another program hardly moves. `python bench/waiting.py` measures what this costs and gives: on the lanes nothing,
+and on PyTorch's own operations no choice is best on every processor."""
 
 SLOWED = "other programs slow this one down"
 CROWD = 1.5
