@@ -203,9 +203,8 @@ def test_a_head_that_is_gone_ends_the_driver_and_the_next_cluster_goes_on(site: 
     with Seeds(site, 4, at=driver).started() as seeds:
         seeds.wait(seeds.finished)
         site.head.power_off()
-        seeds.wait(lambda: seeds.lines[-1].startswith(f"lenet5 seeds: --on {site.on}: no cluster answers there"))
-        assert seeds.process.poll() is None, "Ray had to be ended before the person was told"
-        assert seeds.process.wait(60) == 1
+        assert seeds.process.wait(240) == 1, "".join(seeds.lines)
+        wait_until(lambda: seeds.lines[-1].startswith(f"lenet5 seeds: --on {site.on}: no cluster answers there"), 10)
     wait_until(lambda: not workers(driver), 60)
     driver.run("lenet5", "cluster", "stop")
     driver.run("lenet5", "cluster", "head", "--host", driver.address, "--cpus", "1")

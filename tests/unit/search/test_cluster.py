@@ -1,5 +1,7 @@
+import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +19,22 @@ DOWNLOAD = DownloadParams(sources=["torchvision"], local_dir=None, timeout=5)
 def _machine_of_a_cluster(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ray_settings.WORKSPACE, str(workspace))
     monkeypatch.setattr(cluster, "fetch_all", lambda *_: [])
+
+
+@pytest.mark.parametrize("head_is_gone", [False, True])
+def test_workers_end_at_once_but_where_the_head_is_gone_ray_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, head_is_gone: bool
+) -> None:
+    ended = []
+    ray = SimpleNamespace(remote=lambda **_: lambda task: task, put=list, nodes=list, shutdown=lambda: ended.append(1))
+    monkeypatch.setattr(cluster, "_connect", lambda _: ray)
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        engine = cluster.ClusterEngine(a_row, f"127.0.0.1:{head.getsockname()[1]}", 0, DOWNLOAD)
+        if head_is_gone:
+            head.close()
+        assert engine.free() == 0
+    engine.close()
+    assert bool(ended) != head_is_gone
 
 
 def served(work: Work) -> Iterator[Any]:
