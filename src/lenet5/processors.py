@@ -6,7 +6,7 @@ from collections.abc import MutableMapping
 
 SPINS = 600
 """Turns that a thread of libgomp waits for the others before it sleeps; its own choice is so long that a training
-beside another program hardly moves. `python bench/waiting.py` measures what this costs and gives: on the lanes nothing,
+beside another program hardly moves. `python bench/waiting.py` measures what this costs and gives: on the lanes little,
 and on PyTorch's own operations no choice is best on every processor."""
 
 SLOWED = "other programs slow this one down"

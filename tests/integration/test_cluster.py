@@ -112,20 +112,18 @@ class Seeds:
         return [line for line in self.lines if re.match(r"seed \d+: \d+ epochs", line)]
 
     def wait(self, condition: Callable[[], Any], seconds: float = 240) -> None:
-        wait_until(lambda: condition() or self.process.poll() is not None, seconds)
-        if not condition():
-            self.reader.join(10)  # it may be a moment behind a process that has ended
+        wait_until(lambda: condition() or not self.reader.is_alive(), seconds)
         assert condition(), "".join(self.lines)
 
     def status(self, seconds: float = 400) -> int:
         """Let it go on to its end."""
-        status = self.process.wait(seconds)
-        self.reader.join(10)
-        return status
+        self.reader.join(seconds)
+        return self.process.wait(10)
 
     def end(self) -> str:
         """Let it go on to its end, without an error; what it said."""
         assert self.status() == 0, "".join(self.lines)
+        assert any(line.startswith("MLflow run") for line in self.lines)
         told = "".join(self.lines)
         assert TRACEBACK not in told
         assert len(self.finished()) == self.count
@@ -156,8 +154,9 @@ def test_a_killed_worker_and_a_machine_that_joins_change_no_bit_and_nothing_leav
         old.write_text("raise ImportError('code of another day: the driver has what counts')")
         with Seeds(site, 6).started() as seeds:
             seeds.wait(lambda: workers(second))
-            assert second.run("ps", "-o", "ni=", "-p", str(workers(second)[0])).stdout.strip() == "0"
-            second.run("kill", "-9", str(workers(second)[0]))
+            worker = str(workers(second)[0])
+            assert second.run("ps", "-o", "ni=", "-p", worker).stdout.strip() == "0"
+            second.run("kill", "-9", worker)
             seeds.wait(lambda: any("it starts again" in line for line in seeds.lines))
             third = site.joined()
             told = seeds.end()
@@ -210,7 +209,7 @@ def test_a_head_that_is_gone_ends_the_driver_and_the_next_cluster_goes_on(site: 
     with Seeds(site, 4, at=driver).started() as seeds:
         seeds.wait(seeds.finished)
         site.head.power_off()
-        assert seeds.status() == 1, "".join(seeds.lines)
+        assert seeds.status(240) == 1, "".join(seeds.lines)
     assert seeds.lines[-1].startswith(f"lenet5 seeds: --on {site.on}: no cluster answers there")
     wait_until(lambda: not workers(driver), 60)
     driver.run("lenet5", "cluster", "stop")

@@ -79,7 +79,6 @@ class ClusterEngine:
         self._ended = Counter[str]()  # by machine: workers that ended before they had begun, one after another
         self._resting: dict[str, float] = {}  # until when
         self._looked, self._answered = 0.0, time.monotonic()
-        self._headless = False
 
     def free(self) -> int:
         """How many jobs could start now."""
@@ -123,7 +122,7 @@ class ClusterEngine:
 
     def close(self) -> None:
         """End all workers at once; where the head is gone, when this process ends."""
-        if not self._headless:  # Ray would wait for the head, and may end this process before it says what is wrong
+        if self._answered >= self._looked:  # or Ray waits for the head, and may end this process before it says why
             self._ray.shutdown()
 
     def _receive(self, stream: Any) -> Iterator[Event]:
@@ -184,14 +183,12 @@ class ClusterEngine:
     def _head_answers(self) -> bool:
         try:
             ray_settings.own_address(*ray_settings.host_and_port(self._address))
-            self._headless, self._answered = False, time.monotonic()
         except OSError as error:
-            self._headless = True
-            if time.monotonic() - self._answered > _HEAD_SECONDS:
+            self._looked = time.monotonic()
+            if self._looked - self._answered > _HEAD_SECONDS:
                 raise UserError(f"--on {self._address}: {ray_settings.nobody_there(error)}, and this goes on") from None
             return False
-        finally:
-            self._looked = time.monotonic()
+        self._looked = self._answered = time.monotonic()
         return True
 
     def _jobs_at_once(self, resources: dict[str, float]) -> int:

@@ -82,14 +82,15 @@ def environment() -> dict[str, str]:
 
 
 def server_environment(own: Mapping[str, str]) -> dict[str, str]:
-    """What Ray's own processes need besides: no way out, or they ask the usual clouds, for one, whether it is them.
+    """What Ray's own processes need besides: no way out, and workers that take their fair part of a processor.
 
-    What is set in ``own`` about proxies is kept for the workers, which may have to fetch data. Workers get their fair
-    part of a processor that others use: at Ray's own niceness, 15, it would be a thirtieth.
+    Among others they ask the usual clouds whether it is them. What is set in ``own`` about proxies is kept for the
+    workers, which may have to fetch data; what is set about their niceness stays. At Ray's own, 15, they would get a
+    thirtieth of a processor that others use.
     """
     kept = {name: own[name] for name in _PROXIES if name in own}
-    closed = dict.fromkeys(_PROXIES, _NOWHERE) | {"no_proxy": "", "NO_PROXY": "", _KEPT: json.dumps(kept)}
-    return closed | {_NICENESS: own.get(_NICENESS, "0")}
+    settings = {"no_proxy": "", "NO_PROXY": "", _KEPT: json.dumps(kept), _NICENESS: own.get(_NICENESS, "0")}
+    return dict.fromkeys(_PROXIES, _NOWHERE) | settings
 
 
 def reach_out_again(environment: MutableMapping[str, str]) -> None:
