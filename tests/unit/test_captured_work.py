@@ -32,7 +32,7 @@ RECIPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "adamw": ({"c3": "paper", "activation": "tanh"}, {"optimizer": "adamw", "label_smoothing": 0.1}),
     "all of it": (
         {"c3": "paper", "dropout": 0.3},
-        {"augmentation": {"horizontal_flip": True, "shift": 2}, "precision": "bf16"},
+        {"augmentation": {"horizontal_flip": True, "shift": 2, "erasing": 0.5}, "precision": "bf16"},
     ),
 }
 
@@ -90,12 +90,13 @@ def split(random_split: Make) -> Split:
 
 
 def inputs(device: torch.device, *replicas: int) -> tuple[Tensor, ...]:
-    """Order, flips, shifts and rates of a launch whose last batch is a smaller one."""
+    """Order, flips, shifts, boxes and rates of a launch whose last batch is a smaller one."""
     images = (STEPS * BATCH + 3, *replicas)
     return (
         torch.zeros(images, dtype=torch.long, device=device),
         torch.zeros(images, dtype=torch.bool, device=device),
         torch.zeros(*images, 2, dtype=torch.long, device=device),
+        torch.zeros(*images, 4, dtype=torch.long, device=device),
         torch.full((STEPS + 1,), 0.1, device=device),
     )
 

@@ -38,6 +38,7 @@ _COLUMNS = (
     "params.`train.lr`",
     "params.`train.schedule`",
     "params.`train.augmentation.shift`",
+    "params.`train.augmentation.erasing`",
     "params.`train.epochs`",
     "params.`train.seed`",
 )

@@ -126,7 +126,7 @@ def run_name(params: Params) -> str:
     parts = [model.activation, model.pooling, train.optimizer, f"{train.lr:g}"]
     if train.schedule != "constant":
         parts.append(train.schedule)
-    if train.augmentation.horizontal_flip or train.augmentation.shift:
+    if train.augmentation.changes():
         parts.append("augmented")
     return os.environ.get("DVC_EXP_NAME") or "-".join([*parts, f"{train.epochs}ep", f"seed{train.seed}"])
 

@@ -102,9 +102,8 @@ def _kept(chosen_epoch: int, onset: int) -> list[str]:
 
 
 def _advice(params: Params) -> list[str]:
-    augmentation = params.train.augmentation
     used = {
-        "train.augmentation": augmentation.horizontal_flip or augmentation.shift > 0,
+        "train.augmentation": params.train.augmentation.changes(),
         "model.dropout": params.model.dropout > 0,
         "train.weight_decay": params.train.weight_decay > 0,
     }

@@ -164,7 +164,7 @@ def run_launches(
 ) -> tuple[Tensor, Tensor]:
     """Run an epoch in as few calls of ``steps`` as may be; each step's loss and hits, (steps, ...), on the CPU."""
     count = steps_a_launch(len(plan.order) // batch_size)
-    inputs = [part.to(device).split(count * batch_size) for part in (plan.order, plan.flips, plan.shifts)]
+    inputs = [part.to(device).split(count * batch_size) for part in plan]
     launches = zip(*inputs, torch.tensor(rates, device=device).split(count), strict=True)
     # Read from the device once: waiting after every step would leave a GPU idle.
     losses, correct = torch.cat([steps(*launch) for launch in launches], dim=1).cpu()
@@ -183,12 +183,19 @@ def steps_a_launch(steps: int) -> int:
 
 
 def brief_steps(
-    steps: Callable[..., Tensor], batch_size: int, order: Tensor, flips: Tensor, shifts: Tensor, rates: Tensor
+    steps: Callable[..., Tensor],
+    batch_size: int,
+    order: Tensor,
+    flips: Tensor,
+    shifts: Tensor,
+    boxes: Tensor,
+    rates: Tensor,
 ) -> None:
     """The first of the steps that a launch takes and, where it is a smaller one, the last: all kernels there are."""
-    steps(order[:batch_size], flips[:batch_size], shifts[:batch_size], rates[:1])
+    inputs = order, flips, shifts, boxes
+    steps(*(part[:batch_size] for part in inputs), rates[:1])
     if 0 < (rest := len(order) % batch_size) < len(order):
-        steps(order[-rest:], flips[-rest:], shifts[-rest:], rates[-1:])
+        steps(*(part[-rest:] for part in inputs), rates[-1:])
 
 
 def run_steps(
@@ -200,6 +207,7 @@ def run_steps(
     order: Tensor,
     flips: Tensor,
     shifts: Tensor,
+    boxes: Tensor,
     rates: Tensor,
 ) -> Tensor:
     """Train along ``order`` (n,); a step's loss and how many images it got right, (2, steps) float64.
@@ -210,7 +218,7 @@ def run_steps(
     """
     model.train()
     results = []
-    batches = zip(order.split(batch_size), flips.split(batch_size), shifts.split(batch_size), strict=True)
+    batches = zip(*(part.split(batch_size) for part in (order, flips, shifts, boxes)), strict=True)
     for batch, rate in zip(batches, rates, strict=True):
         gradients_of = fast if len(batch[0]) == batch_size else plain
         results.append(train_step(gradients_of, optimizer, batch, rate))

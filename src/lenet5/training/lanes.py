@@ -30,7 +30,7 @@ class UnavailableError(Exception):
 
 class _Batch(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("pixels", "labels", "order", "flips", "shifts", "factors")),
+        *((name, ctypes.c_void_p) for name in ("pixels", "labels", "order", "flips", "shifts", "boxes", "factors")),
         ("count", ctypes.c_int64),
     )
 
@@ -80,15 +80,15 @@ class Lanes:
         self._kept = _memory(self._blocks(params.batch_size) * built.block_bytes())
         self._images = _memory(params.batch_size * built.image_bytes())
 
-    def steps(self, order: Tensor, flips: Tensor, shifts: Tensor, rates: Tensor) -> Tensor:
-        """Train along ``order`` (n,) int64, each image changed by ``flips`` (n,) bool and ``shifts`` (n, 2) int64.
+    def steps(self, order: Tensor, flips: Tensor, shifts: Tensor, boxes: Tensor, rates: Tensor) -> Tensor:
+        """Train along ``order`` (n,), each image changed as a plan has it: all of them are of an ``EpochPlan``.
 
         A step's mean loss and hits, (2, steps) float64.
         """
-        size, changes = self._params.batch_size, self._params.augmentation
-        changed = changes.horizontal_flip or changes.shift
+        size = self._params.batch_size
         batches = order.split(size)
-        data = [order, flips if changed else None, shifts if changed else None, self._dropout(batches)]
+        changes = [flips, shifts, boxes] if self._params.augmentation.changes() else [None] * 3
+        data = [order, *changes, self._dropout(batches)]
         sums = torch.zeros(len(batches), self._blocks(size), 2, dtype=torch.float64)
         self._call(
             "train", self._splits.train, data, len(order), sums,
@@ -120,7 +120,7 @@ class Lanes:
 
     def _count(self, split: Split) -> Tensor:
         sums = torch.empty(self._blocks(len(split)), 2, dtype=torch.float64)
-        self._call("measure", split, [None] * 4, len(split), sums)
+        self._call("measure", split, [None] * 5, len(split), sums)
         loss, correct = sums.sum(0)
         return torch.stack([loss / len(split), correct])
 

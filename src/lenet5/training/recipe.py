@@ -5,7 +5,7 @@ Everything here works on tensors of one device and runs alike as it stands, comp
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +21,10 @@ ONECYCLE_WARMUP, ONECYCLE_START, ONECYCLE_END = (
     1 / 250_000,
 )  # as torch.optim.lr_scheduler.OneCycleLR
 
-BatchLoss = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(order, flips, shifts) of a batch -> its mean loss and how many of its images are classified rightly."""
+ERASED_AREA, ERASED_SHAPE = (0.02, 0.33), (0.3, 3.3)  # as torchvision's RandomErasing
+
+BatchLoss = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(order, flips, shifts, boxes) of a batch -> its mean loss and how many of its images are classified rightly."""
 
 Gradients = BatchLoss
 """The same, and the gradients of that loss are left in the weights' ``grad``."""
@@ -71,16 +73,17 @@ def make_optimizer(weights: Iterable[nn.Parameter], params: TrainParams) -> torc
     return optimizer
 
 
-@dataclass(frozen=True)
-class EpochPlan:
+class EpochPlan(NamedTuple):
     """Everything random about an epoch but dropout, drawn ahead so that every device sees the same.
 
-    ``order`` (n,) int64; ``flips`` (n,) bool and ``shifts`` (n, 2) int64 pixels for the image at each place.
+    ``order`` (n,) int64; for the image at each place ``flips`` (n,) bool, ``shifts`` (n, 2) int64 pixels, and
+    ``boxes`` (n, 4) int64: the first row and column to erase, and the first that are not erased any more.
     """
 
     order: Tensor
     flips: Tensor
     shifts: Tensor
+    boxes: Tensor
 
 
 def draw_plan(size: int, augmentation: AugmentationParams, generator: torch.Generator) -> EpochPlan:
@@ -91,26 +94,59 @@ def draw_plan(size: int, augmentation: AugmentationParams, generator: torch.Gene
     else:
         flips = torch.zeros(size, dtype=torch.bool)
     reach = augmentation.shift
-    return EpochPlan(order, flips, torch.randint(-reach, reach + 1, (size, 2), generator=generator))
+    shifts = torch.randint(-reach, reach + 1, (size, 2), generator=generator)
+    return EpochPlan(order, flips, shifts, _draw_boxes(size, augmentation.erasing, generator))
 
 
-def augment(images: Tensor, flips: Tensor, shifts: Tensor) -> Tensor:
-    """Mirror, then move down and right by ``shifts``, each of ``images`` (B, 28, 28); what moves in is black."""
+def _draw_boxes(size: int, probability: float, generator: torch.Generator) -> Tensor:
+    """(size, 4) int64; of an image that is left whole an empty box.
+
+    Z. Zhong et al., "Random Erasing Data Augmentation", 2017, algorithm 1. A box that is too long is cut to the image,
+    where they draw again.
+    """
+    if not probability:
+        return torch.zeros(size, 4, dtype=torch.long)
+    chosen, area, shape, *place = torch.rand(5, size, generator=generator)
+    area = IMAGE_SIZE**2 * _between(ERASED_AREA, area)
+    shape = _between((math.log(ERASED_SHAPE[0]), math.log(ERASED_SHAPE[1])), shape).exp()
+    sides = torch.stack([area * shape, area / shape], 1).sqrt().round().clamp(max=IMAGE_SIZE)
+    corners = (torch.stack(place, 1) * (IMAGE_SIZE + 1 - sides)).floor()
+    boxes = torch.cat([corners, corners + sides], 1).long()
+    return torch.where((chosen < probability)[:, None], boxes, 0)
+
+
+def _between(bounds: tuple[float, float], share: Tensor) -> Tensor:
+    return share * (bounds[1] - bounds[0]) + bounds[0]
+
+
+def augment(images: Tensor, flips: Tensor, shifts: Tensor, boxes: Tensor) -> Tensor:
+    """Mirror each of ``images`` (B, 28, 28), move it down and right by ``shifts``, and erase what is in its box.
+
+    What moves in, and what is erased, is black.
+    """
     pixels = torch.arange(IMAGE_SIZE, device=images.device)
     rows = pixels - shifts[:, :1]
     columns = pixels - shifts[:, 1:]
     columns = torch.where(flips[:, None], IMAGE_SIZE - 1 - columns, columns)
-    inside = _inside(rows)[:, :, None] & _inside(columns)[:, None, :]
+    kept = _both(_within(rows, 0, IMAGE_SIZE), _within(columns, 0, IMAGE_SIZE))
+    top, left, bottom, right = boxes.T[:, :, None]
+    kept &= ~_both(_within(pixels, top, bottom), _within(pixels, left, right))
     rows, columns = rows.clamp(0, IMAGE_SIZE - 1), columns.clamp(0, IMAGE_SIZE - 1)
     image = torch.arange(len(images), device=images.device)[:, None, None]
-    return images[image, rows[:, :, None], columns[:, None, :]] * inside
+    return images[image, rows[:, :, None], columns[:, None, :]] * kept
 
 
 def batch_loss(
-    model: Callable[[Tensor], Tensor], data: Split, params: TrainParams, order: Tensor, flips: Tensor, shifts: Tensor
+    model: Callable[[Tensor], Tensor],
+    data: Split,
+    params: TrainParams,
+    order: Tensor,
+    flips: Tensor,
+    shifts: Tensor,
+    boxes: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Mean loss of ``model`` on the images at ``order`` (B,), changed as asked, and how many it gets right."""
-    images = draw_batch(data.images, params.augmentation, order, flips, shifts)
+    images = draw_batch(data.images, params.augmentation, order, flips, shifts, boxes)
     labels = data.labels[order]
     # The cache of converted weights would outlive a captured step.
     with torch.autocast(labels.device.type, torch.bfloat16, params.precision == "bf16", cache_enabled=False):
@@ -120,19 +156,19 @@ def batch_loss(
 
 
 def draw_batch(
-    images: Tensor, augmentation: AugmentationParams, order: Tensor, flips: Tensor, shifts: Tensor
+    images: Tensor, augmentation: AugmentationParams, order: Tensor, flips: Tensor, shifts: Tensor, boxes: Tensor
 ) -> Tensor:
     """The (B, 28, 28) uint8 images at ``order`` (B,), augmented when asked."""
     batch = images[order]
-    return augment(batch, flips, shifts) if augmentation.horizontal_flip or augmentation.shift else batch
+    return augment(batch, flips, shifts, boxes) if augmentation.changes() else batch
 
 
 def autograd(
-    loss_of: BatchLoss, optimizer: torch.optim.Optimizer, order: Tensor, flips: Tensor, shifts: Tensor
+    loss_of: BatchLoss, optimizer: torch.optim.Optimizer, order: Tensor, flips: Tensor, shifts: Tensor, boxes: Tensor
 ) -> tuple[Tensor, Tensor]:
     """``loss_of`` a batch, and back through what computed it: ``Gradients`` by PyTorch's own means."""
     optimizer.zero_grad(set_to_none=True)
-    losses, correct = loss_of(order, flips, shifts)
+    losses, correct = loss_of(order, flips, shifts, boxes)
     losses.backward(torch.ones_like(losses))
     return losses.detach(), correct
 
@@ -140,7 +176,7 @@ def autograd(
 def train_step(
     gradients_of: Gradients,
     optimizer: torch.optim.Optimizer,
-    batch: tuple[Tensor, Tensor, Tensor],
+    batch: tuple[Tensor, Tensor, Tensor, Tensor],
     rate: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """One step of gradient descent at learning rate ``rate`` (); the batch's loss and hits, left on the device.
@@ -169,5 +205,9 @@ def _anneal(start: float, end: float, progress: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def _inside(pixels: Tensor) -> Tensor:
-    return (pixels >= 0) & (pixels < IMAGE_SIZE)
+def _within(pixels: Tensor, first: Tensor | int, end: Tensor | int) -> Tensor:
+    return (pixels >= first) & (pixels < end)
+
+
+def _both(rows: Tensor, columns: Tensor) -> Tensor:
+    return rows[:, :, None] & columns[:, None, :]

@@ -105,10 +105,11 @@ def replica_epochs(
 
 
 def stack_loss(
-    stack: Stack, data: Split, params: TrainParams, order: Tensor, flips: Tensor, shifts: Tensor
+    stack: Stack, data: Split, params: TrainParams, order: Tensor, flips: Tensor, shifts: Tensor, boxes: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """As ``batch_loss``, for N replicas: ``order`` and ``flips`` (B, N), ``shifts`` (B, N, 2) -> (N,) and (N,)."""
-    images = draw_batch(data.images, params.augmentation, order.flatten(), flips.flatten(), shifts.flatten(0, 1))
+    """As ``batch_loss``, for N replicas: ``order`` (B, N) and the others alike -> (N,) and (N,)."""
+    inputs = [part.flatten(0, 1) for part in (order, flips, shifts, boxes)]
+    images = draw_batch(data.images, params.augmentation, *inputs)
     labels = data.labels[order]
     with torch.autocast(labels.device.type, torch.bfloat16, params.precision == "bf16", cache_enabled=False):
         logits = stack(to_float(images).unflatten(0, order.shape).transpose(0, 1))
@@ -127,9 +128,7 @@ def stack_counts(stack: Stack, splits: Sequence[Split]) -> Tensor:
 
 def stack_plans(plans: Sequence[EpochPlan]) -> EpochPlan:
     """The plans side by side, place by place: ``order`` (n, N)."""
-    return EpochPlan(
-        *(torch.stack([getattr(plan, name) for plan in plans], 1) for name in ("order", "flips", "shifts"))
-    )
+    return EpochPlan(*(torch.stack(parts, 1) for parts in zip(*plans, strict=True)))
 
 
 def _sums(stack: Stack, split: Split) -> tuple[Tensor, Tensor]:

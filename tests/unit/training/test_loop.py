@@ -23,6 +23,7 @@ from tests.params import CONTENT
 
 CPU = torch.device("cpu")
 OVERFITTING = {"epochs": 8, "lr": 0.05, "momentum": 0.9}
+ALL_CHANGES = {"horizontal_flip": True, "shift": 2, "erasing": 0.5}
 
 Start = Callable[..., Training]
 
@@ -148,7 +149,7 @@ def test_rows_show_the_learning_rate_of_the_epochs_last_step(
 
 
 def test_training_twice_with_one_seed_gives_identical_weights_and_history(start: Start) -> None:
-    changes: dict[str, Any] = {"model": {"dropout": 0.3}, "augmentation": {"horizontal_flip": True, "shift": 2}}
+    changes: dict[str, Any] = {"model": {"dropout": 0.3}, "augmentation": ALL_CHANGES}
     first, second, other = start(**changes), start(**changes), start(**changes, seed=1)
     # One after the other: dropout draws from PyTorch's own random state.
     weights = []
@@ -166,8 +167,9 @@ def test_training_twice_with_one_seed_gives_identical_weights_and_history(start:
         {"label_smoothing": 0.1},
         {"model": {"dropout": 0.3}},
         {"model": {"pooling": "max"}},
-        {"augmentation": {"horizontal_flip": True, "shift": 0}},
-        {"augmentation": {"horizontal_flip": False, "shift": 2}},
+        {"augmentation": {"horizontal_flip": True, "shift": 0, "erasing": 0.0}},
+        {"augmentation": {"horizontal_flip": False, "shift": 2, "erasing": 0.0}},
+        {"augmentation": {"horizontal_flip": False, "shift": 0, "erasing": 0.5}},
         {"momentum": 0.9},
         {"weight_decay": 0.1},
         {"optimizer": "adamw", "lr": 0.002},
@@ -231,7 +233,7 @@ def test_divergence_seen_only_on_images_never_trained_on_is_told_too(
 RESUMABLE: list[dict[str, Any]] = [
     {"momentum": 0.9, "schedule": "onecycle"},
     {"optimizer": "adamw", "lr": 0.002, "schedule": "cosine"},
-    {"model": {"dropout": 0.4}, "augmentation": {"horizontal_flip": True, "shift": 2}},
+    {"model": {"dropout": 0.4}, "augmentation": ALL_CHANGES},
     {**OVERFITTING, "patience": 2},
     {"weights": "last"},
     {"precision": "bf16"},

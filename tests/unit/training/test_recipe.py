@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
+from torchvision.transforms import RandomErasing
 
 from lenet5.network.lenet5 import LeNet5
 from lenet5.params import AugmentationParams, ModelParams, TrainParams
@@ -64,53 +65,90 @@ def test_every_step_has_a_learning_rate_that_never_exceeds_the_one_set(
     assert all(0 < rate <= 0.5 for rate in rates)
 
 
-def augment_by_hand(image: torch.Tensor, flip: bool, down: int, right: int) -> np.ndarray:
+def augment_by_hand(image: torch.Tensor, flip: bool, down: int, right: int, box: tuple[int, ...]) -> np.ndarray:
     pixels = np.fliplr(image.numpy()) if flip else image.numpy()
     moved = np.zeros_like(pixels)
     for row in range(28):
         for column in range(28):
             if 0 <= row - down < 28 and 0 <= column - right < 28:
                 moved[row, column] = pixels[row - down, column - right]
+    moved[box[0] : box[2], box[1] : box[3]] = 0
     return moved
 
 
-@given(st.lists(st.tuples(st.booleans(), st.integers(-29, 29), st.integers(-29, 29)), min_size=1, max_size=3))
-def test_augmentation_mirrors_and_then_moves_and_black_moves_in(changes: list[tuple[bool, int, int]]) -> None:
+SIDE = st.integers(0, 28)
+MOVE = st.integers(-29, 29)
+
+
+@given(st.lists(st.tuples(st.booleans(), MOVE, MOVE, st.tuples(SIDE, SIDE, SIDE, SIDE)), min_size=1, max_size=3))
+def test_augmentation_mirrors_then_moves_then_erases_and_what_is_new_is_black(
+    changes: list[tuple[bool, int, int, tuple[int, ...]]],
+) -> None:
     images = torch.randint(1, 256, (len(changes), 28, 28), dtype=torch.uint8, generator=plan_generator())
-    flips, downs, rights = (torch.tensor(column) for column in zip(*changes, strict=True))
-    result = augment(images, flips, torch.stack([downs, rights], dim=1))
+    flips, downs, rights, boxes = (torch.tensor(column) for column in zip(*changes, strict=True))
+    result = augment(images, flips, torch.stack([downs, rights], dim=1), boxes)
     assert result.dtype == torch.uint8
     for image, change, changed in zip(images, changes, result, strict=True):
         np.testing.assert_array_equal(changed.numpy(), augment_by_hand(image, *change))
 
 
-@given(st.integers(1, 300), st.booleans(), st.integers(0, 14), st.integers(0, 10))
-def test_every_image_comes_once_an_epoch(size: int, flip: bool, shift: int, seed: int) -> None:
-    plan = draw_plan(size, AugmentationParams(horizontal_flip=flip, shift=shift), plan_generator(seed))
+@given(st.integers(1, 300), st.booleans(), st.integers(0, 14), st.floats(0, 1), st.integers(0, 10))
+def test_every_image_comes_once_an_epoch(size: int, flip: bool, shift: int, erasing: float, seed: int) -> None:
+    augmentation = AugmentationParams(horizontal_flip=flip, shift=shift, erasing=erasing)
+    plan = draw_plan(size, augmentation, plan_generator(seed))
     assert plan.order.sort().values.tolist() == list(range(size))
     assert plan.flips.shape == (size,)
     assert plan.shifts.shape == (size, 2)
     assert plan.shifts.abs().max() <= shift
     assert flip or not plan.flips.any()
+    assert plan.boxes.shape == (size, 4)
+    assert plan.boxes.min() >= 0
+    assert plan.boxes.max() <= 28
+    assert erasing or not plan.boxes.any()
 
 
 def test_half_the_images_are_mirrored_and_all_shifts_occur() -> None:
-    plan = draw_plan(2000, AugmentationParams(horizontal_flip=True, shift=2), plan_generator())
+    plan = draw_plan(2000, AugmentationParams(horizontal_flip=True, shift=2, erasing=0), plan_generator())
     assert 900 < plan.flips.sum() < 1100
     for axis in plan.shifts.T:
         assert axis.unique().tolist() == [-2, -1, 0, 1, 2]
 
 
+def test_boxes_are_those_that_torchvision_erases() -> None:
+    plan = draw_plan(40_000, AugmentationParams(horizontal_flip=False, shift=0, erasing=0.5), plan_generator())
+    corners, ends = plan.boxes.split(2, dim=1)
+    erased = (ends > corners).all(1)
+    assert 19_500 < erased.sum() < 20_500
+    corners, heights, widths = corners[erased], *(ends - corners)[erased].T
+    torch.manual_seed(0)
+    by_torchvision = torch.tensor(
+        [RandomErasing.get_params(torch.zeros(1, 28, 28), (0.02, 0.33), (0.3, 3.3), [0])[:4] for _ in range(20_000)]
+    )
+    for ours, theirs in zip((corners[:, 0], corners[:, 1], heights, widths), by_torchvision.T, strict=True):
+        for share in torch.linspace(0, 1, 11):
+            assert abs(ours.double().quantile(share.double()) - theirs.double().quantile(share.double())) <= 1
+        assert abs(ours.double().mean() - theirs.double().mean()) < 0.3
+
+
+def test_erasing_leaves_everything_else_that_is_drawn_as_it_was() -> None:
+    plain, erased = (
+        draw_plan(50, AugmentationParams(horizontal_flip=True, shift=3, erasing=erasing), plan_generator())
+        for erasing in (0, 1)
+    )
+    assert all(torch.equal(one, other) for one, other in zip(plain[:3], erased[:3], strict=True))
+    assert not torch.equal(plain.boxes, erased.boxes)
+
+
 def test_the_seed_decides_the_plan_and_each_epoch_has_its_own() -> None:
-    augmentation = AugmentationParams(horizontal_flip=True, shift=3)
+    augmentation = AugmentationParams(horizontal_flip=True, shift=3, erasing=0.5)
     generator = plan_generator(1)
     first, second = (draw_plan(50, augmentation, generator) for _ in range(2))
     again = draw_plan(50, augmentation, plan_generator(1))
     other = draw_plan(50, augmentation, plan_generator(2))
-    for name in ("order", "flips", "shifts"):
-        assert torch.equal(getattr(first, name), getattr(again, name))
-        assert not torch.equal(getattr(first, name), getattr(second, name))
-        assert not torch.equal(getattr(first, name), getattr(other, name))
+    for drawn, same, following, of_another in zip(first, again, second, other, strict=True):
+        assert torch.equal(drawn, same)
+        assert not torch.equal(drawn, following)
+        assert not torch.equal(drawn, of_another)
 
 
 @pytest.mark.parametrize(

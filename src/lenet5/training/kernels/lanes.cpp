@@ -31,13 +31,13 @@ struct Block {
     float dc1[6][1][K][K], dc3[16][6][K][K], dc1_bias[6], dc3_bias[16];
 };
 
-// A batch: which images, or null for the first ones; each mirrored and moved down and right, or null; the factors of
-// dropout, (count, DROPPED), or null.
+// A batch: which images, or null for the first ones; what is changed in each, or null: mirrored, moved down and right,
+// a box erased; the factors of dropout, (count, DROPPED), or null.
 struct Batch {
     const uint8_t* pixels;
     const int64_t *labels, *order;
     const bool* flips;
-    const int64_t* shifts;
+    const int64_t *shifts, *boxes;
     const float* factors;
     int64_t count;
 
@@ -50,6 +50,7 @@ struct Batch {
                 order + first,
                 flips ? flips + first : nullptr,
                 shifts ? shifts + 2 * first : nullptr,
+                boxes ? boxes + 4 * first : nullptr,
                 factors ? factors + first * DROPPED : nullptr,
                 smaller(size, count - first)};
     }
@@ -153,7 +154,15 @@ struct Network {
                 for (int column = larger(0, right); column < smaller(SIDE, SIDE + right); column++)
                     x[0][row + PADDING][column + PADDING][lane] = LEVELS.of[from[step * column]];
             }
+            if (batch.boxes) erase(batch.boxes + 4 * n, lane);
         }
+    }
+
+    // `box`: the first row and column, and the first that are not erased any more.
+    void erase(const int64_t* box, int lane) {
+        for (int64_t row = box[0]; row < box[2]; row++)
+            for (int64_t column = box[1]; column < box[3]; column++)
+                x[0][row + PADDING][column + PADDING][lane] = 0;
     }
 
     template <int SIZE>
