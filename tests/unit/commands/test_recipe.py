@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 import yaml
 
+from lenet5.commands.confirmation import how_trained
 from lenet5.commands.recipe import apply
 from lenet5.errors import UserError
-from lenet5.params import load_params
+from lenet5.params import Params, load_params
 
 
 @pytest.fixture
@@ -52,6 +53,17 @@ def test_setting_what_is_there_already_leaves_the_file_alone(params: Path, tmp_p
     time = params.stat().st_mtime_ns
     assert apply(written(tmp_path, f"train: {{seed: {load_params(params).train.seed}}}"), params) == []
     assert params.stat().st_mtime_ns == time
+
+
+@pytest.mark.parametrize(
+    "file", sorted((Path(__file__).parents[3] / "recipes").glob("*.yaml")), ids=lambda file: file.stem
+)
+def test_a_recipe_leaves_nothing_of_the_one_that_was_set_before(file: Path, content: dict[str, Any]) -> None:
+    recipe = yaml.safe_load(file.read_text())
+    trained = how_trained(Params.model_validate(content))
+    assert recipe["model"].keys() == trained["model"].keys()
+    assert recipe["train"].keys() | {"precision"} == trained["train"].keys()  # a matter of the machine, too
+    assert recipe["train"]["augmentation"].keys() == trained["train"]["augmentation"].keys()
 
 
 @pytest.mark.parametrize(
