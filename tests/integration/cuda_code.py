@@ -149,7 +149,7 @@ def step(recipe: str) -> None:
         alone = laid_out(make_model(model, 0, CPU), EngineChoice("graph", True, ""))
         weights, loss_of = list(alone.parameters()), partial(batch_loss, alone, data, params)
     order, flips = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.bool)
-    shifts, boxes = (torch.zeros(*shape, size, dtype=torch.long) for size in (2, 4))
+    shifts, boxes = torch.zeros(*shape, 2, dtype=torch.long), torch.zeros(*shape, 4, dtype=torch.uint8)
     autograd(compiled(loss_of, deterministic=True), make_optimizer(weights, params), order, flips, shifts, boxes)
     assert all(weight.grad is not None for weight in weights)
 

@@ -51,8 +51,8 @@ int main() {
         mean_pointers[i] = means[i].data();
         square_pointers[i] = squares[i].data();
     }
-    std::vector<uint8_t> pixels;
-    std::vector<int64_t> labels, order, shifts, boxes;
+    std::vector<uint8_t> pixels, boxes;
+    std::vector<int64_t> labels, order, shifts;
     std::vector<float> factors;
     bool flips[COUNT];
     for (int64_t n = 0; n < COUNT; n++) {

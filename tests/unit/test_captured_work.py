@@ -96,7 +96,7 @@ def inputs(device: torch.device, *replicas: int) -> tuple[Tensor, ...]:
         torch.zeros(images, dtype=torch.long, device=device),
         torch.zeros(images, dtype=torch.bool, device=device),
         torch.zeros(*images, 2, dtype=torch.long, device=device),
-        torch.zeros(*images, 4, dtype=torch.long, device=device),
+        torch.zeros(*images, 4, dtype=torch.uint8, device=device),
         torch.full((STEPS + 1,), 0.1, device=device),
     )
 

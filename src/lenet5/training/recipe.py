@@ -77,7 +77,7 @@ class EpochPlan(NamedTuple):
     """Everything random about an epoch but dropout, drawn ahead so that every device sees the same.
 
     ``order`` (n,) int64; for the image at each place ``flips`` (n,) bool, ``shifts`` (n, 2) int64 pixels, and
-    ``boxes`` (n, 4) int64: the first row and column to erase, and the first that are not erased any more.
+    ``boxes`` (n, 4) uint8: the first row and column to erase, and the first that are not erased any more.
     """
 
     order: Tensor
@@ -99,19 +99,19 @@ def draw_plan(size: int, augmentation: AugmentationParams, generator: torch.Gene
 
 
 def _draw_boxes(size: int, probability: float, generator: torch.Generator) -> Tensor:
-    """(size, 4) int64; of an image that is left whole an empty box.
+    """(size, 4) uint8; of an image that is left whole an empty box.
 
     Z. Zhong et al., "Random Erasing Data Augmentation", 2017, algorithm 1. A box that is too long is cut to the image,
     where they draw again.
     """
     if not probability:
-        return torch.zeros(size, 4, dtype=torch.long)
+        return torch.zeros(size, 4, dtype=torch.uint8)
     chosen, area, shape, *place = torch.rand(5, size, generator=generator)
     area = IMAGE_SIZE**2 * _between(ERASED_AREA, area)
     shape = _between((math.log(ERASED_SHAPE[0]), math.log(ERASED_SHAPE[1])), shape).exp()
     sides = torch.stack([area * shape, area / shape], 1).sqrt().round().clamp(max=IMAGE_SIZE)
     corners = (torch.stack(place, 1) * (IMAGE_SIZE + 1 - sides)).floor()
-    boxes = torch.cat([corners, corners + sides], 1).long()
+    boxes = torch.cat([corners, corners + sides], 1).byte()
     return torch.where((chosen < probability)[:, None], boxes, 0)
 
 

@@ -274,7 +274,7 @@ def test_loss_and_measuring_on_cuda_wait_for_nothing_and_mix_no_devices(
         model = LeNet5(model_params(**model_changes))
         data = Split(torch.empty(32, 28, 28, dtype=torch.uint8), torch.empty(32, dtype=torch.long))
         order, flips = torch.arange(10), torch.zeros(10, dtype=torch.bool)
-        shifts, boxes = (torch.zeros(10, size, dtype=torch.long) for size in (2, 4))
+        shifts, boxes = torch.zeros(10, 2, dtype=torch.long), torch.zeros(10, 4, dtype=torch.uint8)
         loss, correct = batch_loss(model, data, params, order, flips, shifts, boxes)
         counts = count_all(model, [data, data])
         with pytest.raises(DataDependentOutputException):

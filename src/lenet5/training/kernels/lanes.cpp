@@ -37,7 +37,8 @@ struct Batch {
     const uint8_t* pixels;
     const int64_t *labels, *order;
     const bool* flips;
-    const int64_t *shifts, *boxes;
+    const int64_t* shifts;
+    const uint8_t* boxes;
     const float* factors;
     int64_t count;
 
@@ -159,9 +160,9 @@ struct Network {
     }
 
     // `box`: the first row and column, and the first that are not erased any more.
-    void erase(const int64_t* box, int lane) {
-        for (int64_t row = box[0]; row < box[2]; row++)
-            for (int64_t column = box[1]; column < box[3]; column++)
+    void erase(const uint8_t* box, int lane) {
+        for (int row = box[0]; row < box[2]; row++)
+            for (int column = box[1]; column < box[3]; column++)
                 x[0][row + PADDING][column + PADDING][lane] = 0;
     }
 
