@@ -62,7 +62,7 @@ INSTEAD = {
             "what trains after it would train for long",
             "cp params.yaml {folder} && {command} && cp {folder}/params.yaml params.yaml",
         )
-        for name in ("tutorial", "searched")
+        for name in ("tutorial", "searched", "erased")
     },
     "make ui": Instead(INSTALLS, "make --dry-run ui", test="test_ui.py::test_the_printed_links_open_model_training"),
     "make record": Instead(
@@ -125,11 +125,14 @@ INSTEAD = {
             "lenet5 sweep run --help",
             test="test_sweep.py::test_a_sweep_is_one_run_with_a_child_a_trial",
         )
-        for name in ("wide", "longer", "searched")
+        for name in ("wide", "longer", "searched", "erased")
     },
     **{
         f"lenet5 sweep confirm {those}": Instead("README has it for a small one", "lenet5 sweep confirm --help")
-        for those in ("wide --top 3 --seeds 8", "longer --top 1 --seeds 8", "searched --top 1 --seeds 8")
+        for those in (
+            "wide --top 3 --seeds 8",
+            *(f"{name} --top 1 --seeds 8" for name in ("longer", "searched", "erased")),
+        )
     },
     "lenet5 sweep confirm small": Instead("it trains 33 times", "{command} --top 1 --seeds 2"),
     "lenet5 sweep show wide": Instead(
@@ -143,7 +146,7 @@ INSTEAD = {
             "lenet5 sweep recipe small || test -f sweeps/small.md",
             test="test_sweep.py::test_a_sweeps_winner_is_put_to_the_test",
         )
-        for name in ("wide", "searched")
+        for name in ("wide", "searched", "erased")
     },
     "export MLFLOW_TRACKING_URI=https://mlflow.example.org": Instead(
         "no server has this name",
