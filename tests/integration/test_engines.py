@@ -53,7 +53,7 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
     },
     "tanh-smoothed-augmented": {
         "model.activation": "tanh", "train.lr": 0.25, "train.label_smoothing": 0.1,
-        "train.augmentation": {"horizontal_flip": True, "shift": 2, "erasing": 0.5},
+        "train.augmentation": {"horizontal_flip": True, "shift": 2, "erasing": 0.0},
     },
     "max-dropout": {"model.pooling": "max", "model.dropout": 0.3, "train.lr": 0.1},
     "paper-dropout-adamw": {
