@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import TRACEBACK, Project, wait_until
+from .conftest import TRACEBACK, Project
 
 WHERE = """
 from beside import run_stage
@@ -70,7 +70,7 @@ def test_a_queued_experiment_runs_the_code_it_records(project: Project) -> None:
     project.run("dvc", "exp", "run", "--queue", "--name", "second", "kernel_check")
     mark(project, 3e-5)
     project.start_queue(1)
-    wait_until(lambda: not {"Queued", "Running"} & set(project.queue()), seconds=200)
+    project.wait_for_queue(2)
     for name, error in (("first", 1e-5), ("second", 2e-5)):
         ref = project.run("git", "for-each-ref", "--format=%(refname)", f"refs/exps/**/{name}").stdout.strip()
         assert marked(project.run("git", "show", f"{ref}:metrics/kernel_check.json").stdout) == error

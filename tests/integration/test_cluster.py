@@ -111,14 +111,14 @@ class Seeds:
     def finished(self) -> list[str]:
         return [line for line in self.lines if re.match(r"seed \d+: \d+ epochs", line)]
 
-    def wait(self, condition: Callable[[], Any], seconds: float = 240) -> None:
-        wait_until(lambda: condition() or not self.reader.is_alive(), seconds)
+    def wait(self, condition: Callable[[], Any]) -> None:
+        wait_until(lambda: condition() or not self.reader.is_alive())
         assert condition(), "".join(self.lines)
 
-    def status(self, seconds: float = 400) -> int:
+    def status(self) -> int:
         """Let it go on to its end."""
-        self.reader.join(seconds)
-        return self.process.wait(10)
+        self.reader.join()
+        return self.process.wait()
 
     def end(self) -> str:
         """Let it go on to its end, without an error; what it said."""
@@ -209,7 +209,7 @@ def test_a_head_that_is_gone_ends_the_driver_and_the_next_cluster_goes_on(site: 
     with Seeds(site, 4, at=driver).started() as seeds:
         seeds.wait(seeds.finished)
         site.head.power_off()
-        assert seeds.status(240) == 1, "".join(seeds.lines)
+        assert seeds.status() == 1, "".join(seeds.lines)
     assert seeds.lines[-1].startswith(f"lenet5 seeds: --on {site.on}: no cluster answers there")
     wait_until(lambda: not workers(driver), 60)
     driver.run("lenet5", "cluster", "stop")
@@ -366,7 +366,7 @@ def test_a_machine_that_lost_its_power_is_no_trials_fault(site: Site, tmp_path: 
     with log.open("w") as output, site.head.project.started(*words, output=output) as driver:
         wait_until(lambda: workers(second) or driver.poll() is not None)
         second.power_off()
-        assert driver.wait(400) == 0, log.read_text()
+        assert driver.wait() == 0, log.read_text()
     told = log.read_text()
     assert "; it starts again" in told
     assert told.count("; it starts again") < 20, told

@@ -58,7 +58,7 @@ def test_a_command_looks_nothing_up_and_leaves_no_file_elsewhere(
     apart = ["unshare", "--map-root-user", "--net", "--mount", "--pid", "--fork", "--kill-child", "sh", "-ec"]
     if not shutil.which("unshare") or subprocess.run([*apart, "true"], check=False, capture_output=True).returncode:
         pytest.skip("this system lets nobody have a network of his own (unshare, from util-linux)")
-    pipeline_copy.run(*apart, script, timeout=200)
+    pipeline_copy.run(*apart, script)
     assert not asked.exists(), asked.read_bytes()
     left = [path.relative_to(home).as_posix() for path in home.rglob("*") if path.is_file()]
     assert [name for name in left if not name.startswith(".cache/matplotlib/")] == []

@@ -67,7 +67,7 @@ def test_one_that_is_ended_leaves_no_worktree_and_nothing_that_computes(pipeline
         wait_until(trains)
         family = started.children(recursive=True)
         process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=240)
+        output, _ = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM
     assert "lenet5 reproduce: ended by SIGTERM" in output
     assert not psutil.wait_procs(family, timeout=60)[1]
