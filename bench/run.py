@@ -6,15 +6,10 @@ Prints tables, and leaves them with hardware and versions in ``bench/results/``.
 import lenet5  # isort: skip  # noqa: F401 - sets how threads wait, which is read when PyTorch is loaded
 
 import argparse
-import logging
 import socket
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +28,15 @@ from lenet5.training.device import pick_device, set_deterministic, set_precision
 from lenet5.training.engine import choose_engine
 from lenet5.training.loop import Training, make_model
 from lenet5.training.replicas import replica_epochs
-from loops import BATCH, LEARNING_RATE, Epoch, all_loops
+from others import NAMES, TUTORIAL
+from ours import engine_epochs
 from pipeline import EPOCHS, away_share, checkpoint_share, measure_pipeline, measuring_share, readiness, record_seconds
 from report import RESULTS, machine, page, print_tables
+from turns import alternate, busy_processes, timed, worker
+from tutorial import BATCH, LEARNING_RATE
 
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "dvc", "mlflow")
+OTHERS = Path(__file__).parent / "others.py"
 REPLICAS = 32
 NOBODY = 9  # the port of the discard service, which is off everywhere
 
@@ -90,14 +89,15 @@ def the_recipe(params: Params) -> Params:
 
 
 def measure_training(params: Params, splits: Splits, device: torch.device, repetitions: int) -> dict[str, Any]:
-    for name in ("pytorch_lightning", "lightning.pytorch"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     gflop, rate = epoch_gflop(params, device), matmul_gflops(device)
-    loops = all_loops(params, splits, RAW_DIR.parents[1])
-    times = alternate(loops, device, repetitions)
-    with busy_processes(joblib.cpu_count() or 1):
-        shared = alternate(loops, device, min(repetitions, 2))
-    tutorial = statistics.median(times["tutorial"])
+    epochs = engine_epochs(params, splits)
+    with worker(OTHERS, str(RAW_DIR.parents[1]), device.type, waiting={}) as others:
+        turns = {name: partial(others, name) for name in NAMES}
+        turns |= {name: partial(timed, epoch, device) for name, epoch in epochs.items()}
+        times = alternate(turns, repetitions)
+        with busy_processes(joblib.cpu_count() or 1):
+            shared = alternate(turns, min(repetitions, 2))
+    tutorial = statistics.median(times[TUTORIAL])
     figures: dict[str, Any] = {
         "machine": machine(device, PACKAGES),
         "gflop_per_epoch": gflop,
@@ -134,40 +134,6 @@ def matmul_gflops(device: torch.device, size: int = 2048) -> float:
     """What the machine reaches on a large float32 product."""
     matrix = torch.rand(size, size, device=device)
     return 2 * size**3 / min(timed(lambda: matrix @ matrix, device) for _ in range(30)) / 1e9
-
-
-def alternate(loops: Mapping[str, Epoch], device: torch.device, repetitions: int) -> dict[str, list[float]]:
-    """Seconds of each epoch, one loop after the other so that all see the same machine; the first round is dropped."""
-    times: dict[str, list[float]] = {name: [] for name in loops}
-    for round_ in range(repetitions + 1):
-        for name, epoch in loops.items():
-            seconds = timed(epoch, device)
-            print(f"round {round_}  {name:<20} {seconds:8.3f} s", file=sys.stderr, flush=True)
-            if round_:
-                times[name].append(seconds)
-    return times
-
-
-@contextmanager
-def busy_processes(count: int) -> Iterator[None]:
-    """So many processes beside, each of which would like a core for itself."""
-    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
-    try:
-        yield
-    finally:
-        for process in busy:
-            process.kill()
-            process.wait()
-
-
-def timed(function: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def training_seconds(params: Params, splits: Splits, device: torch.device) -> float:

@@ -1,5 +1,6 @@
 """Replicas that only let a clock go on, for what times them."""
 
+import time
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -21,4 +22,4 @@ def let_replicas_take(seconds: float, module: ModuleType, monkeypatch: pytest.Mo
             yield
 
     monkeypatch.setattr(module, "replica_epochs", epochs)
-    monkeypatch.setattr(module.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
