@@ -20,7 +20,6 @@ TRAINING_IMAGES = 60_000
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Batch = Annotated[int, Field(ge=1, le=TRAINING_IMAGES)]
-Tolerance = Annotated[float, Field(gt=0, le=1)]
 Source = Annotated[
     str, Field(pattern=r"^(https?://.+|torchvision|debian)$", description="an http(s) URL, torchvision or debian")
 ]
@@ -52,7 +51,9 @@ class KernelCheckParams(Section):
     seeds: list[Seed] = Field(min_length=1, description="One training of each kernel.")
     lr: float = Field(gt=0, description="Learning rate.")
     max_steps: int = Field(ge=1, le=1_000_000, description="Gradient steps at most.")
-    tolerance: Tolerance = Field(description="Largest distance of a learned weight from 1 and -1.")
+    tolerance: float = Field(
+        ge=1e-12, le=1, description="Largest distance of a learned weight from 1 and -1; below 1e-12, rounding decides."
+    )
 
 
 class DataParams(Section):
@@ -122,7 +123,7 @@ class ExportParams(Section):
     """ONNX and torch.export."""
 
     opset: int = Field(ge=18, le=24, description="ONNX operator set.")
-    tolerance: Tolerance = Field(description="Largest difference of any logit from PyTorch's.")
+    tolerance: float = Field(gt=0, le=1, description="Largest difference of any logit from PyTorch's.")
 
 
 class RegisterParams(Section):

@@ -145,6 +145,11 @@ def test_numbers_may_be_written_as_people_write_them(path: Path, text: str, writ
         ("data.validation_size", 60_000, ["data.validation_size: 60000 is not allowed", "less than 60000"]),
         ("kernel_check.seeds", [], ["kernel_check.seeds: [] is not allowed", "at least 1 item"]),
         ("kernel_check.seeds", [0, "a"], ["kernel_check.seeds.1: 'a' is not allowed", "integer"]),
+        (
+            "kernel_check.tolerance",
+            1e-17,
+            ["kernel_check.tolerance: 1e-17 is not allowed", "or equal to 0.000000000001"],
+        ),
         ("download.sources", ["ftp://x"], ["download.sources.0: 'ftp://x' is not allowed", "https?://"]),
         ("download.sources", ["ftp://me:pass/word@x"], ["download.sources.0: 'ftp://x' is not allowed"]),
         ("download.local_dir", 3, ["download.local_dir: 3 is not allowed", "string"]),

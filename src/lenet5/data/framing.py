@@ -123,7 +123,7 @@ def _plain_ground(picture: Floats, edges: Mask) -> tuple[Floats, bool, float]:
     y, x = np.meshgrid(np.linspace(-1, 1, height), np.linspace(-1, 1, width), indexing="ij")
     terms = np.stack([np.ones_like(x), x, y, x * y, x * x, y * y], axis=-1).astype(np.float32)
     seen, rows = picture[edges], terms[edges]
-    corners = _corners(picture)
+    corners = corners_of(picture)
     ground = np.broadcast_to(np.median(corners, axis=0).astype(np.float32), picture.shape)
     for tolerance in _CLOSER:
         kept = np.abs(seen - ground[edges]).max(axis=1) <= tolerance
@@ -140,11 +140,11 @@ def _plain_ground(picture: Floats, edges: Mask) -> tuple[Floats, bool, float]:
     return ground, bool(plain and noise <= _TOLERANCE), noise
 
 
-def _corners(picture: Floats) -> NDArray[np.float64]:
-    """The mean colour of each corner, a 28th of the picture wide, (4, 3)."""
+def corners_of(picture: Floats | NDArray[np.uint8]) -> NDArray[np.float64]:
+    """The mean of each corner, a 28th of the picture wide: (4, 3), or (4,) of a grey one."""
     rows, columns = (max(1, size // IMAGE_SIZE) for size in picture.shape[:2])
     places = [(y, x) for y in (slice(rows), slice(-rows, None)) for x in (slice(columns), slice(-columns, None))]
-    return np.array([picture[place].reshape(-1, 3).mean(axis=0) for place in places], np.float64)
+    return np.array([picture[place].mean(axis=(0, 1)) for place in places], np.float64)
 
 
 def _from_all_colours(picture: Floats, edges: Mask) -> tuple[Floats, float]:

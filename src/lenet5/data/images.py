@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lenet5.data.fashion_mnist import IMAGE_SIZE
-from lenet5.data.framing import FINEST, box_of, centred, frame
+from lenet5.data.framing import FINEST, box_of, centred, corners_of, frame
 from lenet5.errors import UserError
 
 LARGEST_PIXELS = 64_000_000
@@ -71,7 +71,7 @@ def to_fashion_mnist(picture: Image.Image) -> NDArray[np.uint8]:
     Raises UserError where everything is as the edges are.
     """
     grey = picture.convert("L")
-    if _corners(grey) > 127:
+    if np.median(corners_of(np.asarray(grey))) >= 127.5:  # how light the ground is
         grey = ImageOps.invert(grey)
     pixels = np.array(grey)
     if pixels.shape == (IMAGE_SIZE, IMAGE_SIZE):
@@ -117,12 +117,3 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     white = 65535 if image.mode.startswith("I;16") else max(values.max(), 1e-9)
     values *= 255 / white  # in place: a large picture takes as much memory once more with each copy
     return Image.fromarray(values.round(out=values).clip(0, 255, out=values).astype(np.uint8))
-
-
-def _corners(grey: Image.Image) -> int:
-    """How light the background is: the middle of the four corners, each a 28th of the picture wide."""
-    pixels = np.asarray(grey)
-    rows, columns = (max(1, size // IMAGE_SIZE) for size in pixels.shape)
-    corners = [pixels[y, x].mean() for y in (slice(rows), slice(-rows, None))
-               for x in (slice(columns), slice(-columns, None))]  # fmt: skip
-    return round(float(np.median(corners)))

@@ -21,7 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, ReadTimeoutError
 from urllib3.util import Retry
 
 from lenet5.data.fashion_mnist import SHA256, is_verified
@@ -52,13 +52,15 @@ def fetch_all(raw_dir: Path, params: DownloadParams, own_copy: str | None) -> li
     wanted = [name for name in SHA256 if not is_verified(raw_dir / name)]
     report: list[str] = []
     for folder in filter(None, (own_copy, params.local_dir)):
-        wanted = _take(folder, partial(_from_folder, Path(folder).expanduser()), wanted, raw_dir, report)
+        if wanted:
+            place = Path(os.path.expanduser(folder))  # noqa: PTH111 - which leaves the ~name of nobody as it is
+            wanted = _take(folder, partial(_from_folder, place), wanted, raw_dir, report)
     for source in params.sources:
         if wanted and source == "debian":
             with tempfile.TemporaryDirectory() as scratch:
                 wanted = _take(source, _debian_fetch(Path(scratch)), wanted, raw_dir, report)
         elif wanted:
-            for address in _mirrors() if source == "torchvision" else [source]:
+            for address in _addresses(source, report):
                 with _session() as session, _progress() as bars:
                     fetch = _http_fetch(address, params.timeout, session, bars)
                     wanted = _take(address, fetch, wanted, raw_dir, report)
@@ -111,9 +113,8 @@ def _unpack(packed: bytes, name: str) -> bytes:
 def _session() -> requests.Session:
     session = requests.Session()
     # A server that stays silent once is not asked again: there are other sources.
-    retry = Retry(
-        total=2, read=False, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504), raise_on_status=False
-    )
+    busy = (429, 500, 502, 503, 504)
+    retry = Retry(total=2, connect=0, read=False, backoff_factor=0.5, status_forcelist=busy, raise_on_status=False)
     for scheme in ("http://", "https://"):
         session.mount(scheme, HTTPAdapter(max_retries=retry))
     return session
@@ -127,6 +128,17 @@ def _progress() -> Progress:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
+
+
+def _addresses(source: str, report: list[str]) -> list[str]:
+    """The addresses that ``source`` stands for; of a torchvision that cannot tell, the report says why."""
+    if source != "torchvision":
+        return [source]
+    try:
+        return _mirrors()
+    except Exception as error:  # one for another PyTorch raises whatever its import comes upon
+        report.append(f"{source}: cannot be imported ({error})")
+        return []
 
 
 def _mirrors() -> list[str]:
@@ -153,6 +165,8 @@ def _http_fetch(base: str, timeout: float, session: requests.Session, bars: Prog
                         raise SourceError(f"{name}.gz is larger than FashionMNIST can be, refused")
         except (requests.RequestException, HTTPError) as error:  # the second where a host is no host's name
             raise SourceError(_reason(error, timeout)) from None
+        except OSError as error:  # requests' own, where REQUESTS_CA_BUNDLE names no file
+            raise SourceError(str(error)) from None
         if "Content-Encoding" in response.headers and not content.startswith(_GZIP):  # it was unpacked on the way
             return bytes(content)
         return _unpack(bytes(content), name)
@@ -163,7 +177,8 @@ def _http_fetch(base: str, timeout: float, session: requests.Session, bars: Prog
 def _reason(error: requests.RequestException | HTTPError, timeout: float) -> str:
     if isinstance(error, requests.RequestException) and error.response is not None:
         return f"answered {error.response.status_code} {error.response.reason}"
-    if isinstance(error, requests.Timeout):
+    # In the middle of a file requests calls a timeout a ConnectionError.
+    if isinstance(error, requests.Timeout) or isinstance(error.__context__, ReadTimeoutError):
         return f"silent for {timeout:g} s"
     if isinstance(error, requests.exceptions.ChunkedEncodingError):
         return "broke off in the middle of a file"

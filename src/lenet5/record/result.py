@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from lenet5.errors import UserError
 from lenet5.files import digest, read_json, read_trusted
 from lenet5.outs import CARD, EVALUATION, EXPORT, HISTORY, ONNX, PREDICTIONS, PROGRAM, TRAINING, WEIGHTS
 from lenet5.params import Params, flat_params
-from lenet5.results.history import EpochRow, read_history
+from lenet5.results.history import EpochRow, read_history, read_table
 
 # What each curve is called: MLflow's UI makes a group of what stands before the slash. A figure of the finished model
 # has no slash, so that MLflow's search takes its name as it is.
@@ -164,15 +163,7 @@ class Measured:
 
 def read_predictions(path: Path) -> pd.DataFrame:
     """The test predictions, image by image. Raises UserError where they are missing or no such table."""
-    try:
-        table = pd.read_csv(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: not found; `dvc repro evaluate` makes it") from None
-    except (ValueError, pd.errors.ParserError) as error:
-        raise UserError(f"{path}: not a table any more ({error})") from None
-    if not {"true", "predicted"} <= set(table.columns):
-        raise UserError(f"{path}: not the table of predictions that the stage evaluate writes")
-    return table
+    return read_table(path, {"true", "predicted"}, "evaluate")
 
 
 def read_result(params: Params) -> Result:

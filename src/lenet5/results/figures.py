@@ -322,7 +322,8 @@ def draw_kernel_check(path: Path, learned: Mapping[str, Sequence[LearnedKernel]]
                 axes.semilogy(range(1, len(one.losses) + 1), one.losses, label=f"seed {one.seed}")
             axes.set(xlabel="gradient step", title=f"learning {names[edges]}")
         losses[0].set(ylabel="squared error, summed")
-        losses[1].legend()
+        if len(trainings) <= len(mpl.rcParams["axes.prop_cycle"]):  # of more, some would share a colour
+            losses[1].legend()
         _show_learned(weights, learned, tolerance)
 
 
@@ -343,6 +344,7 @@ def _show_learned(axes: Axes, learned: Mapping[str, Sequence[LearnedKernel]], to
         for weight, marker in ((0, "^"), (1, "v")):
             label = f"{edges.replace('_', ' ')}, weight {weight + 1}"
             axes.plot(places, [one.kernel.flat[weight] for one in trainings], marker, color=colour, label=label)
-        axes.set_xticks(range(len(trainings)), [str(one.seed) for one in trainings])
+        named = range(0, len(trainings), 1 + len(trainings) // 13)  # there is no room for more
+        axes.set_xticks(named, [str(trainings[place].seed) for place in named])
     axes.set(title=f"learned weights, all within {tolerance:g}", xlabel="seed", ylim=(-1.4, 1.4))
     axes.legend(loc="center", fontsize=9)

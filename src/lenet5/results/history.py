@@ -1,10 +1,12 @@
 """The training history, one row an epoch: what is measured, and the file that holds it."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from lenet5.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,7 +74,20 @@ class HistoryFile:
 
 
 def read_history(path: Path) -> "pd.DataFrame":
-    """The history as a table, NaN where there were no validation images."""
+    """The history as a table, NaN where there were no validation images. Raises UserError where it is no such table."""
+    return read_table(path, {field.name for field in fields(EpochRow)}, "train")
+
+
+def read_table(path: Path, columns: Set[str], stage: str) -> "pd.DataFrame":
+    """A table that ``stage`` left. Raises UserError where it is missing, damaged, or lacks one of ``columns``."""
     import pandas as pd  # late: training needs none
 
-    return pd.read_csv(path)
+    try:
+        table = pd.read_csv(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; `dvc repro {stage}` makes it") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not the table that the stage {stage} left ({error})") from None
+    if lacking := columns - set(table.columns):
+        raise UserError(f"{path}: not the table that the stage {stage} left (no {', '.join(sorted(lacking))})")
+    return table

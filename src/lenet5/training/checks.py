@@ -84,7 +84,9 @@ def _gpus(driver: Driver) -> Iterator[Finding]:
         yield Finding("problem", "cuda", text)
     elif not driver.cards:
         yield _no_gpu(f"driver {driver.version}, but no GPU")
-    elif obstacle := _asked("device"):
+    elif (obstacle := _asked("device")) is None:
+        yield Finding("problem", "cuda", "PyTorch does not start here; `python -c 'import torch'` says why")
+    elif obstacle:
         yield Finding("problem", "cuda", obstacle)
     else:
         yield Finding("ok", "cuda", f"{', '.join(driver.cards)}; driver {driver.version}, CUDA {driver.cuda}")
@@ -92,6 +94,10 @@ def _gpus(driver: Driver) -> Iterator[Finding]:
             yield Finding("note", "cuda", f"steps are not compiled for the card, for want of {lacks}")
 
 
-def _asked(module: str) -> str:
-    """What a module that imports PyTorch says of this machine, in a process of its own; nothing where all is well."""
-    return (call(sys.executable, "-W", "ignore", "-m", f"lenet5.training.{module}") or "").strip()
+def _asked(module: str) -> str | None:
+    """What a module that imports PyTorch says of this machine, in a process of its own; nothing where all is well.
+
+    None where it says nothing because it does not start.
+    """
+    said = call(sys.executable, "-W", "ignore", "-m", f"lenet5.training.{module}")
+    return None if said is None else said.strip()

@@ -7,11 +7,10 @@ import platform
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from lenet5.files import digest, write_bytes
+from lenet5.files import atomic_path, digest
 
 FLAGS = (
     *("-O2", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC"),
@@ -53,25 +52,25 @@ def build(source: Path, defined: Mapping[str, str], folder: Path, trial: str) ->
         folder.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(library.with_suffix(".lock"), timeout=_LOCK_PATIENCE):
             if not _is_whole(library):
-                write_bytes(library, _compile(command, source, trial))
+                with atomic_path(library) as made:
+                    _compile(command, source, made.absolute(), trial)
+            os.utime(library)  # what nobody takes up for long is removed
         return ctypes.CDLL(str(library.absolute()))
-    except (OSError, filelock.Timeout) as error:
+    except OSError as error:
         raise BuildError(f"made nothing that can be used: {error}") from None
 
 
-def _compile(command: list[str], source: Path, trial: str) -> bytes:
-    """The library, tried out, with a digest after its end, where a loader does not look."""
-    with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder, "library.so")
-        _call([*command, str(source), "-o", str(made)])
-        content = made.read_bytes()
-        # In a process of its own: a CPU ends one at an instruction that it does not have.
-        code = f"import ctypes, sys; library = ctypes.CDLL(sys.argv[1]); {trial}"
-        try:
-            _call([sys.executable, "-I", "-c", code, str(made)])
-        except BuildError as error:
-            raise BuildError(f"made nothing that can be used: tried out, it {error}") from None
-    return content + hashlib.sha256(content).digest()
+def _compile(command: list[str], source: Path, made: Path, trial: str) -> None:
+    """The library at ``made``, tried out, with a digest after its end, where a loader does not look."""
+    _call([*command, str(source), "-o", str(made)])
+    # In a process of its own: a CPU ends one at an instruction that it does not have.
+    code = f"import ctypes, sys; library = ctypes.CDLL(sys.argv[1]); {trial}"
+    try:
+        _call([sys.executable, "-I", "-c", code, str(made)])
+    except BuildError as error:
+        raise BuildError(f"made nothing that can be used: tried out, it {error}") from None
+    content = made.read_bytes()
+    made.write_bytes(content + hashlib.sha256(content).digest())
 
 
 def _is_whole(library: Path) -> bool:

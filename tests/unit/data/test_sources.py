@@ -1,11 +1,14 @@
 import gzip
+import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
+import urllib3.util.connection
 from torchvision.datasets import FashionMNIST
 
 from lenet5.data.fashion_mnist import SHA256
@@ -55,6 +58,61 @@ def test_an_address_that_is_none_is_told_and_the_next_is_asked(mirror: str, tmp_
     assert taken == f"{mirror}: 4 files, verified"
 
 
+def test_a_ca_bundle_that_is_not_there_is_told_and_the_next_source_is_asked(
+    mirror: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/gone.pem")
+    params = DownloadParams(sources=["https://127.0.0.1:9/", mirror], local_dir=None, timeout=5)
+    refused, taken = fetch_all(tmp_path / "raw", params, None)
+    assert refused.startswith("https://127.0.0.1:9/: ")
+    assert "/gone.pem" in refused
+    assert taken == f"{mirror}: 4 files, verified"
+
+
+def test_a_server_that_falls_silent_in_the_middle_of_a_file_is_told_as_silent(
+    mirror: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given_up = threading.Event()
+
+    def begin(_: Quiet, file: BinaryIO, stream: BinaryIO) -> None:
+        stream.write(file.read(9))
+        given_up.wait(60)
+
+    monkeypatch.setattr(Quiet, "copyfile", begin)
+    with pytest.raises(UserError, match=rf"{mirror}: silent for 0\.2 s"):
+        fetch_all(tmp_path / "raw", DownloadParams(sources=[mirror], local_dir=None, timeout=0.2), None)
+    given_up.set()
+
+
+def test_a_host_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = []
+
+    def wait_in_vain(address: tuple[str, int], *_: object, **__: object) -> None:
+        asked.append(address)
+        raise TimeoutError
+
+    monkeypatch.setattr(urllib3.util.connection, "create_connection", wait_in_vain)
+    with pytest.raises(UserError, match=f"{NOBODY}: silent for 5 s"):
+        fetch_all(tmp_path / "raw", DownloadParams(sources=[NOBODY], local_dir=None, timeout=5), None)
+    assert asked == [("127.0.0.1", 9)]
+
+
+def test_a_torchvision_that_cannot_be_imported_is_told_and_the_next_source_is_asked(
+    mirror: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    package = tmp_path / "packages/torchvision/__init__.py"
+    package.parent.mkdir(parents=True)
+    package.write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
+    monkeypatch.syspath_prepend(package.parents[1])
+    for name in ("torchvision", "torchvision.datasets"):
+        monkeypatch.delitem(sys.modules, name)
+    params = DownloadParams(sources=["torchvision", mirror], local_dir=None, timeout=5)
+    assert fetch_all(tmp_path / "raw", params, None) == [
+        "torchvision: cannot be imported (operator torchvision::nms does not exist)",
+        f"{mirror}: 4 files, verified",
+    ]
+
+
 def test_a_server_that_calls_gzip_an_encoding_gives_the_files_too(
     mirror: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -74,6 +132,14 @@ def test_a_folder_in_a_persons_home_is_found(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("HOME", str(tmp_path))
     params = DownloadParams(sources=[NOBODY], local_dir="~/mirror", timeout=5)
     assert fetch_all(tmp_path / "raw", params, None) == ["~/mirror: 4 files, verified"]
+    assert fetch_all(tmp_path / "raw", params, "~/mirror") == []  # nothing is wanted, and nobody looked
+
+
+def test_the_home_of_nobody_is_told_and_the_next_source_is_asked(mirror: str, tmp_path: Path) -> None:
+    params = DownloadParams(sources=[mirror], local_dir="~no-such-person/mirror", timeout=5)
+    refused, taken = fetch_all(tmp_path / "raw", params, None)
+    assert refused.startswith("~no-such-person/mirror: holds neither ")
+    assert taken == f"{mirror}: 4 files, verified"
 
 
 def test_a_mirror_with_other_bytes_is_refused_and_named(

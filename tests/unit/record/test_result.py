@@ -15,6 +15,7 @@ from lenet5.record.result import (
     headline,
     history_points,
     model_figures,
+    read_predictions,
     read_result,
     readable,
     recorded_figures,
@@ -184,6 +185,14 @@ def test_a_model_that_is_not_what_its_stage_left_is_not_recorded(params: Params,
     path.write_bytes(b"something else")
     with pytest.raises(UserError, match=f"{path}: not what the stage {stage} left"):
         read_result(params)
+
+
+@pytest.mark.parametrize("content", ["", "epoch,train_loss\n"])
+def test_damaged_predictions_are_told_in_a_line(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "predictions.csv"
+    path.write_text(content)
+    with pytest.raises(UserError, match=f"^{path}: not the table that the stage evaluate left"):
+        read_predictions(path)
 
 
 @pytest.mark.usefixtures("all_outs")

@@ -1,4 +1,6 @@
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from PIL import Image
 
 from lenet5.data.fashion_mnist import CLASSES
@@ -129,6 +132,24 @@ def test_the_sheet_of_mistakes_shows_the_surest_ones(tmp_path: Path) -> None:
     least, most = table["probability"][:50].idxmin(), table["probability"][:50].idxmax()
     assert sheet(table.assign(probability=table["probability"].mask(table.index == least, 0.2))) == before
     assert sheet(table.assign(probability=table["probability"].mask(table.index == most, 0.999))) != before
+
+
+@pytest.mark.parametrize("seeds", [5, 12, 20, 100])
+def test_the_picture_of_the_kernel_check_has_room_for_what_it_says_of_any_number_of_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seeds: int
+) -> None:
+    drawn: list[Figure] = []
+    png = figures._png
+    monkeypatch.setattr(figures, "_png", lambda figure: (drawn.append(figure), png(figure))[1])
+    one = {edges: learn_kernel(kernel, 0, 0.02, 1000, 1e-3) for edges, kernel in KERNELS.items()}
+    learned = {edges: [replace(one[edges], seed=seed) for seed in range(seeds)] for edges in KERNELS}
+    figures.draw_kernel_check(tmp_path / "kernels.png", learned, 1e-3)
+    drawn[0].draw_without_rendering()
+    for axes in drawn[0].axes:
+        labels = [label.get_window_extent() for label in axes.get_xticklabels()]
+        assert all(left.x1 < right.x0 for left, right in pairwise(labels))
+        if legend := axes.get_legend():
+            assert axes.bbox.y0 < legend.get_window_extent().y0 < legend.get_window_extent().y1 < axes.bbox.y1
 
 
 def test_99_96_percent_is_not_shown_as_certain() -> None:

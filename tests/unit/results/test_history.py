@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lenet5.errors import UserError
 from lenet5.results.history import EpochRow, HistoryFile, read_history
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -114,6 +115,19 @@ def test_every_number_comes_back_exactly(tmp_path_factory: pytest.TempPathFactor
         history.append(written)
     (read,) = read_history(path).to_dict("records")
     assert read == asdict(written)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b'epoch\n"1', b"epoch,train_loss\n1,0.5\n"], ids=repr)
+def test_a_damaged_history_is_told_in_a_line(path: Path, content: bytes) -> None:
+    path.parent.mkdir()
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"^{path}: not the table that the stage train left"):
+        read_history(path)
+
+
+def test_a_missing_history_is_told_in_a_line(path: Path) -> None:
+    with pytest.raises(UserError, match=f"^{path}: not found; `dvc repro train` makes it$"):
+        read_history(path)
 
 
 def test_without_validation_images_the_columns_are_empty(path: Path) -> None:

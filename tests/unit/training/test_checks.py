@@ -52,6 +52,13 @@ def test_a_card_that_pytorch_cannot_use_is_a_problem(monkeypatch: pytest.MonkeyP
     )
 
 
+def test_a_pytorch_that_does_not_start_is_a_problem_where_there_is_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_driver(monkeypatch, 13000, 1)
+    monkeypatch.setattr(checks, "call", lambda *_: None)
+    said = "PyTorch does not start here; `python -c 'import torch'` says why"
+    assert only(checks.check_cuda) == Finding("problem", "cuda", said)
+
+
 def test_whether_pytorch_can_use_a_card_is_asked_of_pytorch(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,8 +3,10 @@ import math
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from lenet5.data.datasets import Split, Splits
 from lenet5.errors import UserError
+from lenet5.files import remove_old
 from lenet5.network.lenet5 import LeNet5
 from lenet5.params import ModelParams, TrainParams
 from lenet5.training import compiler, lanes
@@ -401,6 +404,47 @@ def test_a_library_is_compiled_once_and_anew_when_anything_about_it_changed(
     assert [compiled(), compiled()] == [1, 0]
     monkeypatch.setattr(compiler, "_cpu", lambda: "another, whose folder was copied")
     assert [compiled(), compiled()] == [1, 0]
+
+
+@pytest.fixture
+def one(tmp_path: Path) -> Path:
+    """A source that is compiled in no time."""
+    source = tmp_path / "source/one.cpp"
+    source.parent.mkdir()
+    source.write_text('extern "C" int one() { return 1; }\n')
+    return source
+
+
+def test_a_library_is_tried_out_where_it_is_kept_for_the_temporary_folder_may_allow_no_programs(
+    one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "cannot be used"))
+    assert build(one, {}, tmp_path / "kept", "library.one()").one() == 1
+
+
+def test_a_library_that_is_taken_up_again_does_not_grow_old(one: Path, tmp_path: Path) -> None:
+    build(one, {}, tmp_path / "kept", "library.one()")
+    (library,) = (tmp_path / "kept").glob("*.so")
+    os.utime(library, (0, 0))
+    build(one, {}, tmp_path / "kept", "library.one()")
+    remove_old(tmp_path / "kept")
+    assert library.exists()
+
+
+def test_what_is_left_of_a_compilation_that_was_killed_goes_when_it_is_old(one: Path, tmp_path: Path) -> None:
+    killing = script(tmp_path / "killing", 'case " $* " in *" -o "*) kill -9 $PPID;; esac')
+    code = (
+        "import sys; from pathlib import Path; from lenet5.training.compiler import build;"
+        "build(Path(sys.argv[1]), {}, Path(sys.argv[2]), '')"
+    )
+    command = [sys.executable, "-c", code, str(one), str(tmp_path / "kept")]
+    done = subprocess.run(command, env=os.environ | {"CXX": str(killing)}, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert sorted(path.suffix for path in (tmp_path / "kept").iterdir()) == [".lock", ".so"]
+    for path in (tmp_path / "kept").iterdir():
+        os.utime(path, (0, 0))
+    remove_old(tmp_path / "kept")
+    assert [path.suffix for path in (tmp_path / "kept").iterdir()] == [".lock"]
 
 
 def test_a_folder_that_cannot_be_written_to_is_a_reason_and_no_crash(tmp_path: Path) -> None:
