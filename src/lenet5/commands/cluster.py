@@ -75,8 +75,9 @@ def stop() -> int:
 
 def refuse_share(gpus: float, on: str | None) -> None:
     """Raises UserError for a share of a card that cannot be had."""
-    if not 0 <= gpus <= 1:
-        raise UserError(f"--gpus-per-trial {gpus:g}: a share of one card, from 0 to 1")
+    smallest = ray_settings.SMALLEST_SHARE
+    if gpus != 0 and not smallest <= gpus <= 1:
+        raise UserError(f"--gpus-per-trial {gpus:g}: a share of one card, from {smallest:g} to 1, or 0 for none")
     if gpus and not on:
         raise UserError("--gpus-per-trial: for a cluster (--on); here a card is used where train.device lets it")
 

@@ -11,12 +11,13 @@ import yaml
 from rich.console import Console
 
 from lenet5.commands.cluster import refuse_share
-from lenet5.commands.sweep import begun, claimed, engine_of, here, mirror_of, refuse_another, verdicts_of
+from lenet5.commands.sweep import begun, claimed, engine_of, here, mirror_of, place, refuse_another, verdicts_of
 from lenet5.errors import UserError
 from lenet5.files import read_json, write_bytes
 from lenet5.params import Params, load_params
 from lenet5.record.family import Status
 from lenet5.record.lineage import read_code
+from lenet5.record.promotion import told_p
 from lenet5.search.account import family_of
 from lenet5.search.board import markdown, table
 from lenet5.search.confirm import (
@@ -52,11 +53,12 @@ def confirm(name: str, top: int, seeds: int, on: str | None, gpus: float) -> int
         study, plan = read_study(journal, name)
         refuse_another(study, name, plan, base)
         trials = study.trials()
-        who = candidates(trials, plan, here(base, on, gpus), top)
+        on_device = here(base, on, gpus)
+        who = candidates(trials, plan, on_device, top)
         wanted = list(trainings(who, seeds))
         what = code_of(PIPELINE_FILE) | {"objective": plan.objective}
         values = Values(journal.with_suffix(".values.json"), what)
-        with closing(engine_of(plan, base, on, gpus)) as engine:
+        with closing(engine_of(plan, on_device, on, gpus)) as engine:
             train_all(engine, wanted, plan.objective, values, partial(print, flush=True))
         found = verdicts(trials, who, plan.objective, base.register_.alpha, seeds, values)
         about = {
@@ -67,7 +69,8 @@ def confirm(name: str, top: int, seeds: int, on: str | None, gpus: float) -> int
         header, rows = verdict_rows(found)
         write_bytes(TABLES / f"{name}.md", _text(name, found, about).encode())
         Console(markup=False, highlight=False).print(table(f"on {seeds} fresh pairs of seed and split", header, rows))
-        _record(study, name, plan, base, found, f"lenet5 sweep confirm {name} --top {top} --seeds {seeds}")
+        again = f"lenet5 sweep confirm {name} --top {top} --seeds {seeds}{place(on, gpus)}"
+        _record(study, name, plan, on_device, found, again)
     return 0
 
 
@@ -95,7 +98,7 @@ def recipe_text(name: str, winner: Verdict, about: Mapping[str, Any]) -> str:
         f"# Trial {winner.trial} of {about['trials']} of the sweep {name}, commit "
         f"{about['commit'][:12] or 'unknown'}.\n"
         f"# Better than params.yaml was in {_objective(about)} by {winner.gain:.4f}, 95 % interval {winner.low:.4f} to "
-        f"{winner.high:.4f},\n# p = {winner.p:.2g} (Holm), on {winner.pairs} pairs of seed and split that no trial "
+        f"{winner.high:.4f},\n# {told_p(winner.p)} (Holm), on {winner.pairs} pairs of seed and split that no trial "
         "used. Chosen on the validation images alone.\n"
     )
     return head + yaml.safe_dump(about["params"], sort_keys=False)
@@ -125,4 +128,4 @@ def _record(study: Study, name: str, plan: Plan, base: Params, found: Sequence[V
     status: Status = "FINISHED" if sum(trial.ended is not None for trial in study.trials()) >= plan.trials else "KILLED"
     with tempfile.TemporaryDirectory() as folder, mirror_of(base, again) as mirror:
         write_bytes(Path(folder, CONFIRMATION), (TABLES / f"{name}.md").read_bytes())
-        mirror.show(family_of(study, name, plan, base, [], status, Path(folder), found))
+        mirror.show(family_of(study, name, plan, base, [], status, Path(folder), found, {}))

@@ -27,6 +27,8 @@ from lenet5.record.reading import Recorded, fetch
 from lenet5.record.result import evaluation_figures, readable
 from lenet5.workspace import PARAMS_FILE
 
+_ABSENT = 1  # git's exit status where it finds no such object; in trouble it has others
+
 
 def reproduce(reference: str) -> int:
     """Repeat a recorded result, and show how it compares. Raises UserError where it cannot be had or repeated."""
@@ -45,6 +47,8 @@ def restored(recorded: Recorded) -> Iterator[Path]:
 
     Raises UserError where git does not have the commit, or its changes do not apply.
     """
+    if not shutil.which("git"):
+        raise UserError("git is not installed, or not on PATH: it restores the code that a run was made with")
     worktree = Path(tempfile.mkdtemp(prefix=f"lenet5-{recorded.run_id[:8]}-"))
     try:
         yield _restore(recorded, worktree)
@@ -56,15 +60,18 @@ def restored(recorded: Recorded) -> Iterator[Path]:
 def _restore(recorded: Recorded, worktree: Path) -> Path:
     if not recorded.commit:
         raise UserError(f"run {recorded.run_id} was recorded without git: no commit says which code it ran")
+    if _git("cat-file", "-e", recorded.commit).returncode == _ABSENT:
+        raise UserError(f"commit {recorded.commit} of run {recorded.run_id} is not in this repository: fetch it")
     done = _git("worktree", "add", "--force", "--detach", str(worktree), recorded.commit)
     if done.returncode:
-        raise UserError(f"commit {recorded.commit} of run {recorded.run_id} is not in this repository: fetch it")
+        raise UserError(f"commit {recorded.commit} cannot be restored in {worktree}: {_last_line(done.stderr)}")
     if recorded.diff:
         applied = _git(
             "-c", "apply.ignoreWhitespace=no", "-C", str(worktree), "apply", "--whitespace=nowarn", str(recorded.diff)
         )
         if applied.returncode:
-            raise UserError(f"the changes recorded with run {recorded.run_id} do not apply: {applied.stderr}")
+            reason = _last_line(applied.stderr)
+            raise UserError(f"the changes recorded with run {recorded.run_id} do not apply: {reason}")
     # The pipeline may lie in a folder of its repository.
     workspace = worktree / _git("rev-parse", "--show-prefix").stdout.removesuffix("\n")
     if not (workspace / PARAMS_FILE).is_file():
@@ -80,7 +87,7 @@ def _train_and_evaluate(workspace: Path) -> None:
         "MLFLOW_TRACKING_URI": sqlite_uri(workspace / "mlflow.db"),
     }
     own = os.environ.get("FASHION_MNIST_DIR")
-    data = Path(own).expanduser() if own and not RAW_DIR.is_dir() else RAW_DIR
+    data = Path(os.path.expanduser(own)) if own and not RAW_DIR.is_dir() else RAW_DIR  # noqa: PTH111 - as in sources
     environment["FASHION_MNIST_DIR"] = str(data.absolute())
     with subprocess.Popen([sys.executable, "-m", "dvc", "repro", "evaluate"], cwd=workspace, env=environment) as dvc:
         try:
@@ -115,6 +122,10 @@ def compare(recorded: Recorded, workspace: Path) -> None:
     same = digest((workspace / WEIGHTS).read_bytes()) == recorded.weights_digest
     verdict = "identical, byte for byte" if same else "different: another kind of machine, or other library versions"
     console.print(f"weights: {verdict}")
+
+
+def _last_line(told: str) -> str:
+    return told.strip().rpartition("\n")[2]
 
 
 def _git(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -72,15 +72,15 @@ def seeds(count: int, on: str | None, gpus: float) -> int:
         record = _open_record(params, wanted, f"{key[:32]} {wanted[0]} to {wanted[-1]}")
         try:
             finished = _train(params, wanted, engine, kept, record)
+            spreads = {name: spread([one.figures[name] for one in finished]) for name in finished[0].figures}
+            Console().print(spread_table(spreads, count))
+            for one in finished:
+                record.add(one.seed, one.rows, one.figures)
+            record.finish(_summary(spreads))
         except BaseException:
             engine.close()  # first: what goes on training holds the rest up
             record.interrupted()
             raise
-        spreads = {name: spread([one.figures[name] for one in finished]) for name in finished[0].figures}
-        Console().print(spread_table(spreads, count))
-        for one in finished:
-            record.add(one.seed, one.rows, one.figures)
-        record.finish(_summary(spreads))
         print(f"MLflow run {record.run_id}: {record.page}")
     return 0
 

@@ -19,7 +19,7 @@ from lenet5.data.fashion_mnist import RAW_DIR
 from lenet5.errors import UserError
 from lenet5.params import TRAINING_IMAGES, Params, load_params
 from lenet5.processors import SLOWED, busy, use_own_share
-from lenet5.record.family import Mirror, Runs, Status
+from lenet5.record.family import Member, Mirror, Runs, Status
 from lenet5.record.lineage import Code, lineage_tags, read_code
 from lenet5.search.account import family_of, write_files
 from lenet5.search.board import Board, Standing, counts, shortlist, table, trial_line, value_of
@@ -54,12 +54,13 @@ def run(file: Path, on: str | None, gpus: float) -> int:
     if not gpus or not on:  # nobody here knows the cards of a cluster
         _refuse_unfit(plan, on_device)
     content = file.read_bytes()  # now: it may be another one, or none, when the sweep has ended
-    with claimed(name) as journal:
+    # The engine first: a sweep that has begun may not be changed, and one that cannot be had begins none.
+    with claimed(name) as journal, closing(engine_of(plan, on_device, on, gpus)) as engine:
         study = open_study(journal, name, plan)
         refuse_another(study, name, plan, base)
-        with closing(engine_of(plan, base, on, gpus)) as engine:
-            account = partial(write_files, study, plan, file.name, content)
-            _search(study, file, name, plan, on_device, engine, kept_verdicts(verdicts_of(journal), study.key), account)
+        found = kept_verdicts(verdicts_of(journal), study.key)
+        account = partial(write_files, study, plan, file.name, content)
+        _search(study, f"lenet5 sweep run {file}{place(on, gpus)}", name, plan, on_device, engine, found, account)
     _show(study, name, plan)
     return 0
 
@@ -82,6 +83,11 @@ def here(base: Params, on: str | None, gpus: float) -> Params:
         device = pick_device(base.train.device).type
         load_without_test(RAW_DIR, base.data, torch.device("cpu"))
     return base.model_copy(update={"train": base.train.model_copy(update={"device": device})})
+
+
+def place(on: str | None, gpus: float) -> str:
+    """The options of the command that say where it trains, as they were given."""
+    return (f" --on {on}" if on else "") + (f" --gpus-per-trial {gpus}" if gpus else "")
 
 
 def engine_of(plan: Plan, base: Params, on: str | None, gpus: float) -> Engine:
@@ -134,19 +140,20 @@ def _refuse_unfit(plan: Plan, base: Params) -> None:
 
 
 def _search(
-    study: Study, file: Path, name: str, plan: Plan, base: Params, engine: Engine, found: Sequence[Verdict],
+    study: Study, again: str, name: str, plan: Plan, base: Params, engine: Engine, found: Sequence[Verdict],
     account: Callable[[Path], None],
 ) -> None:  # fmt: skip
     before = len([trial for trial in study.trials() if trial.ended])
     with (
         tempfile.TemporaryDirectory() as folder,
-        mirror_of(base, f"lenet5 sweep run {file}") as mirror,
+        mirror_of(base, again) as mirror,
         Board(Console(), plan, name, before) as board,
     ):
+        of_ended: dict[int, Member] = {}
 
         def tell(status: Status, files: Path | None = None) -> None:
             in_hand = [trial.number for trial in driver.running.values()] if status == "RUNNING" else []
-            mirror.show(family_of(study, name, plan, base, in_hand, status, files, found))
+            mirror.show(family_of(study, name, plan, base, in_hand, status, files, found, of_ended))
 
         def ended(number: int) -> None:
             board.say(trial_line(study.trials()[number], plan))

@@ -9,7 +9,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from lenet5.record.family import Family, Member
 from lenet5.record.lineage import Code
-from lenet5.record.live_run import log_points, points_there
+from lenet5.record.live_run import log_points, one_of_each, points_there
 from lenet5.record.store import DESCRIPTION, Store
 
 FAMILY, MEMBER = "family", "member"
@@ -46,15 +46,8 @@ class FamilyRuns:
             arrived()
 
     def _find(self, key: str) -> dict[str, MlflowRun]:
-        """The run of each member. Of several, the one that is in use stays, or the oldest.
-
-        Where an answer was lost on the way MLflow's client asks again, and there are two.
-        """
-        found = dict(self._runs or {})
-        for run in self._store.runs(FAMILY, key):
-            if found.setdefault(run.data.tags.get(MEMBER, ""), run).info.run_id != run.info.run_id:
-                self._store.client.delete_run(run.info.run_id)
-        return found
+        """The run of each member."""
+        return one_of_each(self._store.client, self._store.runs(FAMILY, key), MEMBER, self._runs or {})
 
     def _has_ended(self, child: Member) -> bool:
         """Whether the store had this child whole before: its end is the last that is sent."""
@@ -84,7 +77,8 @@ class FamilyRuns:
     def _member(self, key: str, member: Member, code: Code) -> None:
         client, run = self._store.client, self._run(key, member, code)
         run_id, there = run.info.run_id, self._there[key]
-        new = [point for point in member.points if (point.key, point.step) not in there]
+        # A point of no epoch takes the place of an earlier one; MLflow keeps one of those that are equal.
+        new = [point for point in member.points if not point.step or (point.key, point.step) not in there]
         log_points(client, run_id, new)
         there |= {(point.key, point.step) for point in new}
         before = self._sent.get(key)

@@ -12,10 +12,11 @@ from lenet5.record.experiment_page import GAP_IS_TO
 from lenet5.record.lineage import EXPERIMENT_TAGS, Code
 from lenet5.record.result import TRAIN_ACCURACY, Point, run_name
 from lenet5.record.store import ATTEMPT, DESCRIPTION, TRAINING, Store, user_errors
+from lenet5.record.streaming import POINTS_A_CALL
 from lenet5.results.chance import ChanceWatch, stuck
 
-_FAILURE_TAGS = ("failure", DESCRIPTION)
-_POINTS_A_CALL = 1000  # the most that MLflow's log_batch takes
+_FAILURE = "failure"
+_FAILURE_TAGS = (_FAILURE, DESCRIPTION)
 _SAMPLING_INTERVAL = 2  # seconds; MLflow's own ten would leave a short training without a point
 
 
@@ -90,15 +91,17 @@ class TrainingRun:
             self._monitor = None
 
 
-def catch_up(store: Store, attempt: str, training_digest: str) -> bool:
-    """Let the store know how ``attempt`` ended, where it did not hear that from training itself.
+def catch_up(store: Store, attempts: Iterable[str], training_digest: str) -> bool:
+    """Let the store know how ``attempts`` ended, where it did not hear that from training itself.
 
-    Returns whether the store knows of that attempt.
+    Returns whether the store knows of one of them.
     """
     with user_errors(store.uri), store.exclusive():
-        runs = store.runs(ATTEMPT, attempt)
+        runs = [run for attempt in attempts for run in store.runs(ATTEMPT, attempt)]
         for run in runs:
             if TRAINING not in run.data.tags:
+                if _FAILURE in run.data.tags:  # another training took it for cut short
+                    store.client.delete_tag(run.info.run_id, _FAILURE)
                 store.close_training(run.info.run_id, training_digest)
         return bool(runs)
 
@@ -124,10 +127,24 @@ def trained_params(params: Params) -> dict[str, str]:
     return flat_params(params, "data", "model", "train")
 
 
+def one_of_each(
+    client: MlflowClient, runs: Iterable[MlflowRun], tag: str, in_use: Mapping[str, MlflowRun]
+) -> dict[str, MlflowRun]:
+    """The run of each value of ``tag``. Of several, the one that is in use stays, or the first.
+
+    Where an answer was lost on the way MLflow's client asks again, and there are two.
+    """
+    kept = dict(in_use)
+    for run in runs:
+        if kept.setdefault(run.data.tags.get(tag, ""), run).info.run_id != run.info.run_id:
+            client.delete_run(run.info.run_id)
+    return kept
+
+
 def log_points(client: MlflowClient, run_id: str, points: Sequence[Point]) -> None:
     """Send points, in as few calls as MLflow allows."""
-    for start in range(0, len(points), _POINTS_A_CALL):
-        part = points[start : start + _POINTS_A_CALL]
+    for start in range(0, len(points), POINTS_A_CALL):
+        part = points[start : start + POINTS_A_CALL]
         metrics = [Metric(point.key, point.value, point.timestamp, point.step) for point in part]
         client.log_batch(run_id, metrics=metrics)
 

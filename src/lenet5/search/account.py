@@ -24,14 +24,15 @@ _SAID = {"running": "under way", "unfinished": "it starts again when the sweep g
 
 def family_of(
     study: Study, name: str, plan: Plan, base: Params, running: Iterable[int], status: Status, files: Path | None,
-    found: Sequence[Verdict],
+    found: Sequence[Verdict], ended: dict[int, Member],
 ) -> Family:  # fmt: skip
     """How sweep ``name`` stands: ``running`` are the trials in hand, ``status`` its own, ``files`` its artifacts.
 
-    ``found`` is what a confirmation found.
+    ``found`` is what a confirmation found. ``ended`` keeps the children of trials that have ended from call to call.
     """
     trials, in_hand = study.trials(), set(running)
-    children = [_child(trial, plan, base, trial.number in in_hand) for trial in trials]
+    children = [ended.get(trial.number) or _child(trial, plan, base, trial.number in in_hand) for trial in trials]
+    ended.update({trial.number: child for trial, child in zip(trials, children, strict=True) if trial.ended})
     parent = _with_verdicts(_parent(study.key, name, plan, base, trials, status), found)
     return Family(parent, children, files)
 
@@ -66,14 +67,17 @@ def _with_verdicts(parent: Member, found: Sequence[Verdict]) -> Member:
     if not found:
         return parent
     best = found[0]
-    figures = readable({"gain_claimed": best.claimed, "gain_kept": best.gain, "gain_low": best.low, "gain_p": best.p})
+    gains = {"gain_claimed": best.claimed, "gain_kept": best.gain, "gain_low": best.low, "gain_p": best.p}
+    told_at = best.judged or parent.ended
+    points = [Point(*gain, 0, told_at) for gain in readable(gains).items()] if not best.diverged else []
     tags = {"confirmed": str(best.trial) if best.confirmed else "none"}
     told = f"{parent.description}\n\nOn {best.pairs} fresh pairs of seed and split:\n\n{markdown(*verdict_rows(found))}"
-    return replace(parent, figures={**parent.figures, **figures}, tags={**parent.tags, **tags}, description=told)
+    return replace(parent, points=points, tags={**parent.tags, **tags}, description=told)
 
 
 def _child(trial: Trial, plan: Plan, base: Params, in_hand: bool) -> Member:
-    params = flat_params(trial_params(plan, base, trial.tried), "data", "model", "train") if trial.tried else {}
+    whole = plan.space.keys() <= trial.tried.keys()  # not where Ctrl-C came while it was asked for
+    params = flat_params(trial_params(plan, base, trial.tried), "data", "model", "train") if whole else {}
     state = trial.kind if trial.ended else "running" if in_hand else "unfinished"
     status: Status = _STATUS.get(trial.kind, "FAILED") if trial.ended else "RUNNING" if in_hand else "KILLED"
     return Member(

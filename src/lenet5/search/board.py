@@ -63,7 +63,7 @@ def shortlist(trials: Sequence[Trial], plan: Plan) -> tuple[list[str], list[list
 def counts(trials: Iterable[Trial]) -> str:
     """How many trials came to which end, in words."""
     kinds = Counter(trial.kind for trial in trials)
-    return ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
+    return ", ".join(f"{number} {kind}" for kind, number in kinds.most_common()) or "none yet"
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
@@ -118,7 +118,7 @@ class Board:
         told = f"{done} of {self._plan.trials} done"
         if best:
             told += f"; best so far {best[0].value:.4f}, trial {best[0].number}"
-        if done > self._before:
+        if self._before < done < self._plan.trials:
             left = (time.monotonic() - self._began) / (done - self._before) * (self._plan.trials - done)
             told += f"; about {_duration(left)} left"
         return Group(drawn, Text(told))

@@ -175,9 +175,12 @@ class ClusterEngine:
         if not self._head_answers():  # asking Ray would wait for it
             return
         self._machines = {
-            node["NodeID"]: (node["NodeManagerAddress"], self._jobs_at_once(node["Resources"]))
+            node["NodeID"]: (
+                node["NodeManagerAddress"],
+                0 if node["NodeID"] in self._unfit else self._jobs_at_once(node["Resources"]),
+            )
             for node in self._ray.nodes()
-            if node["Alive"] and node["NodeID"] not in self._unfit
+            if node["Alive"]
         }
 
     def _head_answers(self) -> bool:
@@ -192,9 +195,11 @@ class ClusterEngine:
         return True
 
     def _jobs_at_once(self, resources: dict[str, float]) -> int:
-        cards = int(resources.get("GPU", 0) / self._gpus + 1e-6) if self._gpus else None
         processors = int(resources.get("CPU", 0))
-        return processors if cards is None else min(cards, processors)
+        if not self._gpus:
+            return processors
+        on_a_card = int(1 / self._gpus + 1e-6)  # a job's share lies on one card
+        return min(int(resources.get("GPU", 0)) * on_a_card, processors)
 
     def _refuse_unfit(self) -> None:
         if not any(jobs for _, jobs in self._machines.values()):
@@ -252,6 +257,8 @@ def _serve(asked: tuple[Work, DownloadParams, str, bool], job: Job) -> Iterator[
         if isinstance(event, Failed) and not event.hopeless:
             raise UnfitError(f"{here} cannot train: {event.reason}")
         yield event
+        if isinstance(event, Lost):
+            raise SystemExit(event.reason)  # or Ray would give this process the next job
 
 
 def _connect(address: str) -> Any:

@@ -1,6 +1,7 @@
 """The best trials of a sweep against the current params, on pairs of seed and split that no trial used."""
 
 import json
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +11,7 @@ from typing import Any
 from lenet5.errors import UserError
 from lenet5.files import digest, write_json
 from lenet5.params import TRAINING_IMAGES, Params, with_values
-from lenet5.record.promotion import holm
+from lenet5.record.promotion import holm, told_p
 from lenet5.search.engine import Ended, Engine, Failed, Gained, Job, Lost, Row
 from lenet5.search.luck import Gain, fresh_pairs, paired_gain
 from lenet5.search.plan import Plan, trial_params
@@ -38,6 +39,8 @@ class Verdict:
     alpha: float
     diverged: int = 0
     """On so many of the pairs its loss was no number any more: then it has no gain, and p is 1."""
+    judged: int = 0
+    """In milliseconds since 1970; 0 where that was not kept yet."""
 
     @property
     def confirmed(self) -> bool:
@@ -135,6 +138,7 @@ def verdicts(
 
     Raises UserError where the current params diverged.
     """
+    now = time.time_ns() // 1_000_000
     sign, current = 1 if lower_is_better(objective) else -1, who[CURRENT]
     first, *fresh = _pairs(who, seeds)
     held_out = current.data.validation_size / TRAINING_IMAGES
@@ -147,7 +151,7 @@ def verdicts(
         Verdict(
             trial=int(name), claimed=sign * (before - float(trials[int(name)].value or 0)),
             gain=gain.mean, low=gain.low, high=gain.high, p=p, pairs=seeds, alpha=alpha,
-            diverged=reached[name].count(None),
+            diverged=reached[name].count(None), judged=now,
         )
         for (name, gain), p in zip(gains.items(), adjusted, strict=True)
     ]  # fmt: skip
@@ -198,7 +202,7 @@ def _kept(one: Verdict) -> list[str]:
     if one.diverged:
         return ["-", "-", "-", f"no: diverged on {one.diverged} of {one.pairs}"]
     answer = "yes" if one.confirmed else "not by more than luck"
-    return [f"{one.gain:+.4f}", f"{one.low:+.4f} to {one.high:+.4f}", f"{one.p:.2g}", answer]
+    return [f"{one.gain:+.4f}", f"{one.low:+.4f} to {one.high:+.4f}", told_p(one.p).removeprefix("p = "), answer]
 
 
 def _pairs(who: Mapping[str, Params], seeds: int) -> list[tuple[int, int]]:

@@ -17,7 +17,7 @@ Row: TypeAlias = Mapping[str, Any]
 Work: TypeAlias = Callable[[Mapping[str, Any]], Iterator[Row]]
 """What a worker does with a job's params: a function that another process can import, or a ``partial`` of one.
 
-Where it raises SystemExit, its worker ends and another takes its place: the job is lost.
+Where it raises SystemExit, or what nobody foresaw, its worker ends and another takes its place: the job is lost.
 """
 
 

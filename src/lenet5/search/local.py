@@ -67,23 +67,27 @@ class LocalEngine:
         """End all workers at once."""
         for worker in self._workers:
             worker.process.kill()
-        for worker in self._workers:
-            worker.process.join()
-            worker.pipe.close()
-        self._workers = []
+        for worker in [*self._workers]:
+            self._part_with(worker)
 
     def _receive(self, worker: _Worker) -> Event:
         key = str(worker.key)
         try:
             event: Event = worker.pipe.recv()
         except (EOFError, OSError):
-            worker.process.join()
-            worker.pipe.close()
-            self._workers.remove(worker)
+            self._part_with(worker)
             return Lost(key, f"its process ended ({_ending(worker.process.exitcode or 0)})")
-        if not isinstance(event, Gained):
+        if isinstance(event, Lost):  # after some errors of a card all that its process does there fails
+            worker.process.kill()
+            self._part_with(worker)
+        elif not isinstance(event, Gained):
             worker.key = None
         return event
+
+    def _part_with(self, worker: _Worker) -> None:
+        worker.process.join()
+        worker.pipe.close()
+        self._workers.remove(worker)
 
     def _spawn(self) -> _Worker:
         here, there = self._context.Pipe()

@@ -12,6 +12,7 @@ from pathlib import Path
 from lenet5.errors import UserError
 
 PORT, LARGEST_PORT = 6379, 65535
+SMALLEST_SHARE = 0.0001  # of a card: in such parts Ray counts them
 WORKSPACE = "LENET5_WORKSPACE"
 """Tells the workers of a machine where its project is."""
 

@@ -80,8 +80,9 @@ class Study:
         kept = trial.user_attrs.get(_name(epoch), {})
         if {**kept, **row} != kept:  # a trial that began anew gives the same rows again, but on another kind of machine
             trial.set_user_attr(_name(epoch), {**row, "time": time.time_ns() // 1_000_000})
-        if not kept:  # Optuna judges by the first that it was told
-            trial.report(float(row[self._plan.objective]), _SHARES * epoch // epochs)
+        share, before = (_SHARES * last // epochs for last in (epoch, epoch - 1))
+        if not kept and share > before:  # Optuna judges by the first that it was told, and warns of each one after it
+            trial.report(float(row[self._plan.objective]), share)
         return bool(trial.should_prune())
 
     def lose(self, number: int, reason: str) -> int:

@@ -20,12 +20,11 @@ def train(raw_dir: Path, engine_taken: str | None, params: Mapping[str, Any]) ->
     does, SystemExit where a card could not go on.
     """
     asked = with_engine(Params.model_validate(params), engine_taken)
-    splits, engine = prepare(raw_dir, asked, load_without_test)
-    model = make_model(asked.model, asked.train.seed, splits.train.labels.device)
-    training = Training(model, splits, asked.train, engine)
     try:
         with card_errors():
-            for row in training.epochs():
+            splits, engine = prepare(raw_dir, asked, load_without_test)
+            model = make_model(asked.model, asked.train.seed, splits.train.labels.device)
+            for row in Training(model, splits, asked.train, engine).epochs():
                 yield asdict(row)
     except DivergedError as error:
         raise HopelessError(str(error)) from None

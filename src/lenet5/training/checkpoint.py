@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from lenet5.data.fashion_mnist import data_digest
+from lenet5.errors import UserError
 from lenet5.files import digest, remove_whole, write_bytes
 from lenet5.params import Params, flat_params
 from lenet5.training.device import card_facts
@@ -36,11 +37,22 @@ def result_key(params: Params, pipeline: Path, device: torch.device, engine: Eng
 
 
 def code_digests(pipeline: Path) -> dict[str, str]:
-    """The files of code that decide what training produces, with their digests: ``train``'s deps in dvc.yaml."""
-    from lenet5.dialect import read_yaml  # late: a machine that only measures has no YAML
+    """The files of code that decide what training produces, with their digests: ``train``'s deps in dvc.yaml.
 
-    deps = read_yaml(pipeline.read_text(encoding="utf-8"))["stages"]["train"]["deps"]
-    return {dep: digest(Path(dep).read_bytes()) for dep in deps if dep.startswith(("src/", "stages/"))}
+    Raises UserError where it does not name them, or one is gone.
+    """
+    from lenet5.dialect import parse  # late: a machine that only measures has no YAML
+
+    try:
+        deps = parse(pipeline.read_bytes(), pipeline)["stages"]["train"]["deps"]
+        return {dep: digest(Path(dep).read_bytes()) for dep in deps if dep.startswith(("src/", "stages/"))}
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(f"{pipeline}: no stage train with a list of deps; `git restore {pipeline}`") from None
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{error.filename}: not found, and what training gives depends on it; `git restore {error.filename}`, or "
+            f"mend the deps of train in {pipeline}"
+        ) from None
 
 
 class Checkpoint:

@@ -59,6 +59,11 @@ def nothing_is_left(tmp_path: Path) -> bool:
     return len(git("worktree", "list").splitlines()) == 1 and not list((tmp_path / "temporary").iterdir())
 
 
+def restore(run: Recorded) -> None:
+    with reproduce.restored(run):
+        pass
+
+
 def test_code_and_params_of_a_run_are_there_again_and_nothing_is_left_of_them(
     workspace: Path, recorded: Callable[..., Recorded], tmp_path: Path
 ) -> None:
@@ -99,6 +104,33 @@ def test_a_pipeline_that_was_not_there_yet_is_told(
     (workspace / "params.yaml").write_text("later\n")
     with pytest.raises(UserError, match="holds no pipeline"), reproduce.restored(recorded()):
         pass
+    assert nothing_is_left(tmp_path)
+
+
+def test_what_keeps_git_from_restoring_a_commit_is_told_in_its_own_words(
+    workspace: Path, recorded: Callable[..., Recorded], tmp_path: Path
+) -> None:
+    run = recorded()
+    in_the_way = tmp_path / "repository/.git/worktrees"
+    in_the_way.write_text("a file")
+    with pytest.raises(UserError, match=r"^commit \w+ cannot be restored in \S+: fatal: .*Not a directory$"):
+        restore(run)
+    in_the_way.unlink()
+    (tmp_path / "repository/.git").rename(tmp_path / "repository/moved")
+    with pytest.raises(UserError, match="fatal: not a git repository"):
+        restore(run)
+    assert workspace.is_dir()
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_without_git_there_is_one_line_and_nothing_is_left(
+    recorded: Callable[..., Recorded], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = recorded()
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", str(tmp_path))
+        with pytest.raises(UserError, match="git is not installed, or not on PATH"):
+            restore(run)
     assert nothing_is_left(tmp_path)
 
 

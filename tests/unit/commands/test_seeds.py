@@ -2,13 +2,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from rich.console import Console
 
+from lenet5.commands import seeds
 from lenet5.commands.cluster import refuse_share
 from lenet5.commands.seeds_display import SeedsDisplay
 from lenet5.commands.seeds_journal import Replica, journal
 from lenet5.errors import UserError
 from lenet5.results.history import EpochRow
+from lenet5.workspace import SEEDS
+from tests.params import CONTENT
+from tests.unit.search.test_driver import Stage
 
 KEY = "k" * 64
 
@@ -47,6 +52,35 @@ def test_a_line_that_was_cut_or_damaged_costs_its_own_seed_alone(tmp_path: Path)
         assert kept.read() == {3: FIRST, 4: SECOND}
         path.write_bytes(b'\xff\x00{"seed": 5}\n[1]\n7\n' + whole)
         assert kept.read() == {3: FIRST, 4: SECOND}
+
+
+def test_ctrl_c_while_the_rest_is_sent_leaves_no_run_that_seems_to_run(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow:
+        """A store that was away while the seeds were trained, and answers slowly now."""
+
+        away, said = True, ""
+
+        def add(self, *_: object) -> None:
+            if self.away:
+                self.away = False
+                raise UserError("the server is away")
+            raise KeyboardInterrupt
+
+        def interrupted(self) -> None:
+            self.said += "interrupted"
+
+    record = Slow()
+    (workspace / "params.yaml").write_text(yaml.safe_dump(CONTENT))
+    monkeypatch.setattr(seeds, "_on_this_machine", lambda params, _: (params, KEY, Stage(lambda _: [])))
+    monkeypatch.setattr(seeds, "_open_record", lambda *_: record)
+    with journal(workspace / SEEDS, KEY) as kept:
+        for seed in (0, 1):
+            kept.add(Replica(seed, [row(1)], {"test_accuracy": 1 / 3}))
+    with pytest.raises(KeyboardInterrupt):
+        seeds.seeds(2, None, 0)
+    assert record.said == "interrupted"
 
 
 def test_two_at_once_are_refused(tmp_path: Path) -> None:

@@ -74,6 +74,21 @@ def test_a_family_is_sent_as_it_grows_and_again_by_another_process_without_a_dou
     assert (first.data.params, parent.data.params) == ({"train.lr": "0"}, {"train.epochs": "3"})
 
 
+def test_of_two_confirmations_the_later_is_shown_and_a_repetition_doubles_nothing(store: Store) -> None:
+    def confirmed(gain: float, when: int) -> Family:
+        return family(points=[Point("gain_kept", gain, 0, when)], status="FINISHED", figures={"trials": 1}, ended=500)
+
+    sender(store)(confirmed(0.012, 1000))
+    send = sender(store)  # another command, later
+    send(confirmed(0.010, 2000))
+    send(confirmed(0.009, 3000))
+    sender(store)(confirmed(0.009, 3000))
+    (run,) = store.client.search_runs([store.experiment_id])
+    assert (run.data.metrics, run.info.end_time) == ({"gain_kept": 0.009, "trials": 1}, 500)
+    history = store.client.get_metric_history(run.info.run_id, "gain_kept")
+    assert sorted(one.value for one in history) == [0.009, 0.010, 0.012]
+
+
 @pytest.mark.parametrize("reconnected", [False, True], ids=["the same connection", "another connection"])
 def test_of_two_runs_that_a_lost_answer_has_made_one_stays(workspace: Path, store: Store, reconnected: bool) -> None:
     send = sender(store)

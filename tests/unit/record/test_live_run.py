@@ -8,7 +8,7 @@ from mlflow.exceptions import MlflowException
 
 from lenet5.params import Params
 from lenet5.record.lineage import Code
-from lenet5.record.live_run import TrainingRun
+from lenet5.record.live_run import TrainingRun, catch_up, close_cut_short
 from lenet5.record.result import TRAIN_ACCURACY, Point
 from lenet5.record.store import DESCRIPTION, Store
 
@@ -72,6 +72,19 @@ def test_a_training_that_goes_on_at_chance_says_so_at_once(store: Store, trainin
     assert "at chance since epoch 1," in description(store, run)
     run.fail("interrupted", killed=True)
     assert description(store, run) == "Training did not end: interrupted"
+
+
+def test_what_another_training_took_for_cut_short_has_not_failed_once_it_has_ended(
+    store: Store, training: Callable[[], TrainingRun]
+) -> None:
+    run = training()
+    close_cut_short(store, ["an-attempt"])
+    assert store.client.get_run(run.run_id).data.tags["failure"] == "Training did not end: its process was killed"
+    assert catch_up(store, ["one that was never heard of", "an-attempt"], "a digest")
+    ended = store.client.get_run(run.run_id)
+    assert (ended.info.status, ended.data.tags.get("failure")) == ("FINISHED", None)
+    assert description(store, run).startswith("Training has ended.")
+    assert not catch_up(store, ["one that was never heard of"], "a digest")
 
 
 def test_the_machines_use_is_measured_on_after_a_server_was_away(

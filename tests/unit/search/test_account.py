@@ -1,9 +1,12 @@
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from lenet5.params import Params
+from lenet5.record.family import Member
+from lenet5.record.result import Point
 from lenet5.search.account import family_of
 from lenet5.search.plan import Plan
 from lenet5.search.study import Study
@@ -36,7 +39,8 @@ def study(search: Callable[..., Study]) -> Study:
 
 @pytest.fixture
 def family(study: Study, plan: Callable[..., Plan], base: Params) -> Callable[..., Any]:
-    return lambda status, found=(): family_of(study, "wide", plan(), base, [len(ENDS)], status, None, found)
+    ended: dict[int, Member] = {}
+    return lambda status, found=(): family_of(study, "wide", plan(), base, [len(ENDS)], status, None, found, ended)
 
 
 def test_how_trials_ended_can_be_told_apart(family: Callable[..., Any], study: Study) -> None:
@@ -60,5 +64,38 @@ def test_the_sweep_says_how_it_stands_and_what_became_of_its_winner(family: Call
     assert "`lenet5 sweep run` with wide.yaml goes on where it stopped" in parent.description
     confirmed = family("FINISHED", [WINNER]).parent
     assert confirmed.tags["confirmed"] == "2"
-    assert (confirmed.figures["gain_claimed"], confirmed.figures["gain_kept"]) == (WINNER.claimed, WINNER.gain)
     assert "On 8 fresh pairs of seed and split" in confirmed.description
+
+
+def test_gains_are_of_the_time_of_the_confirmation_and_one_that_diverged_has_none(family: Callable[..., Any]) -> None:
+    later = family("FINISHED", [replace(WINNER, gain=0.1, judged=9_000_000_000_000)]).parent
+    assert Point("gain_kept", 0.1, 0, 9_000_000_000_000) in later.points
+    assert {point.key for point in later.points} == {"gain_claimed", "gain_kept", "gain_low", "gain_p"}
+    kept_before = family("FINISHED", [WINNER]).parent  # by a version that did not say when
+    assert Point("gain_kept", WINNER.gain, 0, later.ended) in kept_before.points
+    diverged = family("FINISHED", [replace(WINNER, gain=0.0, p=1.0, diverged=3)]).parent
+    assert not any("gain" in key for key in [*diverged.figures, *(point.key for point in diverged.points)])
+    assert "diverged on 3 of 8" in diverged.description
+
+
+def test_a_trial_that_was_not_given_all_its_params_has_none_yet(
+    search: Callable[..., Study], plan: Callable[..., Plan], base: Params
+) -> None:
+    base = base.model_copy(update={"train": base.train.model_copy(update={"momentum": 0.9})})
+    space = {"train.optimizer": ["adamw"], "train.momentum": [0.0]}
+    search(space={"train.optimizer": ["adamw"]}).ask()  # as where Ctrl-C comes before the second
+    study = search(space=space)
+    tell = lambda: family_of(study, "wide", plan(space=space), base, [], "KILLED", None, [], {}).children  # noqa: E731
+    (half,) = tell()
+    assert (half.status, half.params) == ("KILLED", {})
+    study.tried(0)
+    (whole,) = tell()
+    assert (whole.params["train.optimizer"], whole.params["train.momentum"]) == ("adamw", "0.0")
+
+
+def test_the_account_of_a_trial_that_has_ended_is_given_once(family: Callable[..., Any], study: Study) -> None:
+    before = family("RUNNING").children
+    study.add_row(len(ENDS), row(2, 0.3), 8)
+    now = family("RUNNING").children
+    assert all(one is another for one, another in zip(before[: len(ENDS)], now, strict=False))
+    assert {point.step for point in now[len(ENDS)].points} == {1, 2}

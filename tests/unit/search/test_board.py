@@ -1,6 +1,7 @@
 import io
 from collections.abc import Callable
 
+import pytest
 from rich.console import Console
 
 from lenet5.params import Params
@@ -37,6 +38,7 @@ def test_the_best_are_at_the_head_of_the_leaderboard(plan: Callable[..., Plan]) 
     assert highest[0][0] == "0"
     assert markdown(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |\n"
     assert counts(TRIALS) == "3 complete, 1 pruned"
+    assert counts([]) == "none yet"
 
 
 def test_a_terminal_of_80_columns_shows_every_value_of_many_params(plan: Callable[..., Plan]) -> None:
@@ -67,6 +69,11 @@ def test_a_terminal_shows_what_runs_the_best_so_far_and_the_time_left(plan: Call
     for told in ("sweep wide", "2/8", "0.6000", "lr 0.01235, activation relu"):
         assert told in shown
     assert "2 of 4 done; best so far 0.2500, trial 1; about a minute left" in shown
+
+
+@pytest.mark.parametrize("trials", [1, 2])
+def test_no_time_is_left_where_no_trial_is(plan: Callable[..., Plan], base: Params, trials: int) -> None:
+    assert f"2 of {trials} done; best so far 0.2500, trial 1\n" in drawn(True, plan(trials=trials), base)
 
 
 def test_elsewhere_there_are_plain_lines_alone(plan: Callable[..., Plan], base: Params) -> None:

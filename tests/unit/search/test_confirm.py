@@ -1,4 +1,6 @@
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from lenet5.search.confirm import (
     verdicts,
 )
 from lenet5.search.engine import Ended, Event, Failed, Gained, Job, Lost
+from lenet5.search.luck import paired_gain
 from lenet5.search.plan import Plan
 from lenet5.search.study import Study
 from lenet5.search.trials import Trial
@@ -187,6 +190,27 @@ def test_verdicts_are_kept(tmp_path: Path) -> None:
     path.write_text("{")
     with pytest.raises(UserError, match="damaged; move it away"):
         kept_verdicts(path, "a key")
+
+
+def test_the_time_of_a_confirmation_is_kept_with_it(
+    plan: Plans, base: Params, values: Callable[..., Values], tmp_path: Path
+) -> None:
+    who = candidates(TRIALS, plan(), base, top=1)
+    train_all(Stage(plays, 3), list(trainings(who, SEEDS)), "validation_loss", values(), lambda _: None)
+    began = time.time_ns() // 1_000_000
+    (found,) = verdicts(TRIALS, who, "validation_loss", 0.05, SEEDS, values())
+    keep_verdicts(tmp_path / "verdicts.json", [found], {"sweep": "a key"})
+    (kept,) = kept_verdicts(tmp_path / "verdicts.json", "a key")
+    assert began <= kept.judged <= time.time_ns() // 1_000_000
+
+
+def test_no_p_is_called_0() -> None:
+    equal_gains = replace(WINNER, p=paired_gain([0.1] * 8, 0.1).p)
+    _, ((*_, told, _),) = verdict_rows([equal_gains])
+    assert told == "p < 2e-308"
+    about = {"commit": "", "trials": 60, "objective": "validation_loss", "params": {}}
+    assert "\n# p < 2e-308 (Holm), on 8 pairs" in recipe_text("wide", equal_gains, about)
+    assert verdict_rows([WINNER])[1][0][-2] == "0.004"
 
 
 def test_the_recipe_holds_what_was_fixed_tried_and_neither_but_no_seed(plan: Plans, base: Params) -> None:

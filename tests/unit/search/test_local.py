@@ -20,7 +20,8 @@ def act(folder: Path, params: Mapping[str, Any]) -> Iterator[Row]:
     for number in range(1, params["rows"] + 1):
         yield {"epoch": number, "pid": os.getpid()}
         if number == params.get("at"):
-            {"diverge": diverge, "mistake": mistake, "crash": crash, "leave": leave}[params["then"]]()
+            deeds = {"diverge": diverge, "mistake": mistake, "crash": crash, "leave": leave, "surprise": surprise}
+            deeds[params["then"]]()
         if params.get("slow"):
             (folder / f"{os.getpid()}").write_text(str(number))
             time.sleep(0.05)
@@ -40,6 +41,10 @@ def crash() -> None:
 
 def leave() -> None:
     raise SystemExit("the card is full")
+
+
+def surprise() -> None:
+    raise RuntimeError("CUDA error: an illegal memory access")
 
 
 def nothing() -> None:
@@ -127,6 +132,7 @@ def test_a_job_nobody_wants_ends_after_its_row_without_the_end_of_its_process(en
         ("mistake", Failed("one", "no data here", hopeless=False)),
         ("crash", Lost("one", "its process ended (killed by SIGKILL)")),
         ("leave", Lost("one", "its process ended (exit status 1)")),
+        ("surprise", Lost("one", "RuntimeError: CUDA error: an illegal memory access")),
     ],
 )
 def test_how_a_job_came_to_no_end_is_told_and_the_next_one_runs(engines: Engines, then: str, expected: Event) -> None:
@@ -135,6 +141,20 @@ def test_how_a_job_came_to_no_end_is_told_and_the_next_one_runs(engines: Engines
     assert until(engine, over)[-1] == expected
     engine.start(Job("one", {"rows": 1}))
     assert until(engine, over)[-1] == Ended("one")
+
+
+def test_a_process_whose_work_raised_what_nobody_foresaw_ends_and_another_takes_the_next_job(engines: Engines) -> None:
+    engine, pids = engines(1), []
+    for key in ("one", "two"):
+        assert engine.free() == 1
+        engine.start(Job(key, {"rows": 1, "at": 1, "then": "surprise"}))
+        row, lost = until(engine, over)
+        assert isinstance(row, Gained)
+        assert isinstance(lost, Lost)
+        pids.append(row.row["pid"])
+        with pytest.raises(ProcessLookupError):
+            os.kill(pids[-1], 0)
+    assert pids[0] != pids[1]
 
 
 def test_a_worker_that_cannot_be_prepared_loses_its_job(tmp_path: Path) -> None:

@@ -175,6 +175,15 @@ def test_entries_that_are_not_whole_are_told_and_the_file_left_as_it_is(search: 
         assert journal.read_bytes() == damaged
 
 
+def test_more_epochs_than_optuna_is_told_of_are_no_warning_and_still_judged(search: Search) -> None:
+    study = search()
+    judged = [
+        [epoch for epoch in (1, 2, 999, 1000, 1001) if study.add_row(number, row(epoch, loss), 4000)]
+        for number, loss in ((study.ask(), 0.1), (study.ask(), 0.9))
+    ]
+    assert judged == [[], [1000]]  # a quarter of its epochs
+
+
 def test_importance_and_pictures_wait_for_two_that_differ(search: Search, tmp_path: Path) -> None:
     study = search()
     finish(study, 0.5)

@@ -17,14 +17,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from lenet5.data.datasets import Split, Splits
 from lenet5.errors import one_line_errors
 from lenet5.params import ModelParams, Params, TrainParams
-from lenet5.search import work
 from lenet5.training import checkpoint, cuda_graph, device, inductor, recipe, replicas
 from lenet5.training import engine as engine_module
 from lenet5.training.card_errors import CardError, card_errors
 from lenet5.training.cards import Driver, NoDriverError
 from lenet5.training.device import card_facts, pick_device, set_precision
 from lenet5.training.engine import Engine, EngineChoice, brief_steps, choose_engine, run_launches, steps_a_launch
-from lenet5.training.loop import Training, make_model
+from lenet5.training.loop import make_model
 from lenet5.training.recipe import draw_plan, make_optimizer
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -222,18 +221,6 @@ def test_what_a_card_refuses_ends_the_process_with_a_line_and_status_1(
 def test_a_mistake_of_the_code_keeps_its_traceback(error: Exception) -> None:
     with pytest.raises(type(error), match=str(error)), card_errors():
         raise error
-
-
-def test_a_card_that_could_not_go_on_ends_the_worker_of_a_search(
-    monkeypatch: pytest.MonkeyPatch, params: Params, splits: Splits
-) -> None:
-    def full(_: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    monkeypatch.setattr(work, "prepare", lambda *_: (splits, EngineChoice("eager", False, "")))
-    monkeypatch.setattr(Training, "epochs", full)
-    with pytest.raises(SystemExit, match="the card's memory is full"):
-        list(work.train(Path(), None, params.model_dump(mode="json", by_alias=True)))
 
 
 class Graph:
