@@ -11,7 +11,7 @@ from typing import Any
 from lenet5.files import write_json
 from lenet5.outs import HEADLINE, REGISTRATION
 from lenet5.params import Params
-from lenet5.record.attempt import attempt_at, cut_short, forget
+from lenet5.record.attempt import attempts_at, cut_short, forget
 from lenet5.record.completion import record
 from lenet5.record.lineage import lineage_tags, read_code
 from lenet5.record.live_run import catch_up, close_cut_short
@@ -24,12 +24,12 @@ from lenet5.workspace import ATTEMPTS, PARAMS_FILE, main_workspace
 
 def main(params: Params) -> None:
     """Record what the earlier stages made, and say what became of the model."""
-    code, result, attempts = read_code(), read_result(params), main_workspace() / ATTEMPTS
-    attempt = attempt_at(attempts, result.training_digest)
+    code, result, folder = read_code(), read_result(params), main_workspace() / ATTEMPTS
+    attempts = attempts_at(folder, result.training_digest)
     store = connect(params)
-    if attempt and catch_up(store, attempt, result.training_digest):
-        forget(attempts, result.training_digest)
-    close_cut_short(store, [one.name for one in cut_short(attempts)])
+    if attempts and catch_up(store, attempts, result.training_digest):
+        forget(folder, result.training_digest)
+    close_cut_short(store, [one.name for one in cut_short(folder)])
     entry = record(store, result, lineage_tags(code), code)
     page = store.page_of(entry["run_id"])
     said = summary(result.training, result.evaluation, entry, page)

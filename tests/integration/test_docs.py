@@ -57,6 +57,7 @@ INSTEAD = {
     "make test": Instead("it is what runs these tests", "make --dry-run test"),
     "make soak": Instead("it is what runs these tests", "make --dry-run soak"),
     "make bench": Instead("it needs the machine for itself, for ten minutes", "make --dry-run bench"),
+    "PYTHONPATH=src python bench/gpu.py": Instead("it measures a card, for ten minutes", "{command} --help"),
     **{
         f"lenet5 recipe recipes/{name}.yaml": Instead(
             "what trains after it would train for long",
@@ -121,7 +122,7 @@ INSTEAD = {
     ),
     **{
         f"lenet5 sweep run sweeps/{name}.yaml": Instead(
-            "it trains for hours",
+            "it trains for an hour or more",
             "lenet5 sweep run --help",
             test="test_sweep.py::test_a_sweep_is_one_run_with_a_child_a_trial",
         )

@@ -8,11 +8,11 @@ from lenet5.record.addresses import without_secrets
 _PACKAGES = {
     "google": "google-cloud-storage",
     "azure": "azure-storage-blob azure-identity",
+    "psycopg": "'psycopg[binary]'",
     "psycopg2": "psycopg2-binary",
     "MySQLdb": "mysqlclient",
 }
-"""What brings a module that is called otherwise."""
-
+"""What brings a module that is called otherwise, or needs more than itself."""
 
 UNREACHABLE = "cannot be reached; start that server, or unset MLFLOW_TRACKING_URI to use mlflow.db"
 CREDENTIALS = "refuses the credentials; check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or ..._TOKEN"
@@ -46,10 +46,10 @@ def advice(message: str) -> str:
     return without_secrets(message.partition("\n")[0])
 
 
-def what_to_install(error: ModuleNotFoundError) -> str:
-    """Which package brings the module that MLflow or a driver did not find."""
-    module = str(error.name).partition(".")[0]
-    return f"needs the package {module}; `python -m pip install {_PACKAGES.get(module, module)}` brings it"
+def what_to_install(error: ImportError) -> str:
+    """Which package brings the module that MLflow or a driver could not load."""
+    module = (error.name or "psycopg").partition(".")[0]  # which names nothing where it finds no libpq
+    return f"cannot load {module}; `python -m pip install {_PACKAGES.get(module, module)}` brings it"
 
 
 def quiet_and_impatient() -> None:

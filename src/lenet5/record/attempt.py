@@ -2,8 +2,9 @@
 
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain, count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,26 +33,23 @@ class Attempt:
     def finished(self, training_digest: str) -> None:
         """Keep the name with what the training produced, for ``register``: the store may not have heard of it."""
         with suppress(OSError):  # a full disk may cost the run its end, not the training
-            write_bytes(_finished(self._folder, training_digest), self.name.encode())
+            write_bytes(self._folder / f"{training_digest[:32]}-{self.name}.finished", self.name.encode())
 
 
 @contextmanager
 def begin(folder: Path, key: str, about: str) -> Iterator[Attempt]:
-    """The attempt at the training that ``key`` identifies: the one that did not come to its end, or a new one.
+    """The attempt at the training that ``key`` identifies: one that did not come to its end, or a new one.
 
     ``about`` is what a person calls it.
 
     While another process is at the very same training, that one keeps the name, and this one takes another.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / f"{key[:32]}.lock", timeout=_PROBED_SECONDS)
-    try:
-        held = lock.acquire()
-    except Timeout:
-        yield Attempt(folder, uuid.uuid4().hex)
-        return
+    for unfinished in _places(folder, key[:32]):
+        with suppress(Timeout):
+            held = FileLock(unfinished.with_suffix(".lock"), timeout=_PROBED_SECONDS).acquire()
+            break
     with held:
-        unfinished = folder / f"{key[:32]}.unfinished"
         attempt = Attempt(folder, _read(unfinished) or uuid.uuid4().hex)
         write_bytes(unfinished, f"{attempt.name}\n{about}\n".encode())
         yield attempt
@@ -65,28 +63,39 @@ def cut_short(folder: Path) -> list[CutShort]:
         with suppress(Timeout), FileLock(path.with_suffix(".lock"), blocking=False):
             if name := _read(path):
                 about = path.read_text(encoding="utf-8", errors="replace").partition("\n")[2].strip()
-                found.append(CutShort(name, path.stem, about))
+                found.append(CutShort(name, path.stem.partition("-")[0], about))
     return found
 
 
 def names_of_attempts(folder: Path) -> set[str]:
     """The trainings of this workspace that have not been recorded yet, under way or not."""
-    paths = [*folder.glob("*.unfinished"), *folder.glob("*.finished")]
-    return {name for path in paths if (name := _read(path))}
+    return _names([*folder.glob("*.unfinished"), *folder.glob("*.finished")])
 
 
-def attempt_at(folder: Path, training_digest: str) -> str | None:
-    """The name of the attempt that produced what ``training_digest`` identifies, until ``forget``."""
-    return _read(_finished(folder, training_digest))
+def attempts_at(folder: Path, training_digest: str) -> set[str]:
+    """The names of the attempts that produced what ``training_digest`` identifies, until ``forget``."""
+    return _names(_finished(folder, training_digest))
 
 
 def forget(folder: Path, training_digest: str) -> None:
-    """The result is recorded: nobody will ask for its attempt again."""
-    _finished(folder, training_digest).unlink(missing_ok=True)
+    """The result is recorded: nobody will ask for its attempts again."""
+    for path in _finished(folder, training_digest):
+        path.unlink(missing_ok=True)
 
 
-def _finished(folder: Path, training_digest: str) -> Path:
-    return folder / f"{training_digest[:32]}.finished"
+def _places(folder: Path, key: str) -> Iterator[Path]:
+    """The files that can keep the name of a training that ``key`` identifies; those that do come first."""
+    begun = sorted(folder.glob(f"{key}*.unfinished"))
+    places = (folder / f"{name}.unfinished" for name in chain([key], (f"{key}-{number}" for number in count(2))))
+    return chain(begun, (path for path in places if path not in begun))
+
+
+def _finished(folder: Path, training_digest: str) -> list[Path]:
+    return sorted(folder.glob(f"{training_digest[:32]}*.finished"))
+
+
+def _names(paths: Iterable[Path]) -> set[str]:
+    return {name for path in paths if (name := _read(path))}
 
 
 def _read(path: Path) -> str | None:

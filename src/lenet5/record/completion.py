@@ -15,16 +15,16 @@ from mlflow.entities.model_registry import ModelVersion
 from lenet5.data.fashion_mnist import data_digest
 from lenet5.files import digest
 from lenet5.outs import CARD, CARD_PAGE, HEADLINE, PROGRAM, REGISTRATION
-from lenet5.params import Params, flat_params
+from lenet5.params import TRAINING_IMAGES, Params, flat_params
 from lenet5.record.champions import aliases_of
-from lenet5.record.lineage import EXPERIMENT_TAGS, Code
+from lenet5.record.lineage import CODE_TAGS, EXPERIMENT_TAGS, Code
 from lenet5.record.live_run import log_points, missing_points, open_run, trained_params
 from lenet5.record.promotion import Decision
 from lenet5.record.result import Result, history_points, model_figures, readable, run_name
 from lenet5.record.store import COMPLETING, DESCRIPTION, DIFF, HISTORY_FROM, RESULT, TRAINING, Store, user_errors
 from lenet5.record.verification import lacking_files
 from lenet5.record.versions import judged, onnx_of, summary_of
-from lenet5.results.model_card import completed, page
+from lenet5.results.model_card import TEST_IMAGES, completed, page
 from lenet5.workspace import LOCK_FILE, PARAMS_FILE, PIPELINE_FILE
 
 
@@ -36,8 +36,9 @@ def record(store: Store, result: Result, tags: Mapping[str, str], code: Code) ->
     with user_errors(store.uri), store.exclusive():
         run = _find_or_create(store, result, tags, code)
         complete = RESULT in run.data.tags and not lacking_files(store.client, run.info.run_id)
+        if RESULT not in run.data.tags:
+            run = _taken_up(store, run, result.params, tags, code)
         if not complete:
-            run = _rename(store, run, result.params, tags)
             _complete(store, run, result)
         decision, version = judged(store, run, result)
         if not complete:
@@ -73,8 +74,6 @@ def _find_or_create(store: Store, result: Result, tags: Mapping[str, str], code:
         if RESULT not in run.data.tags and run.data.tags.get(COMPLETING, result.result_digest) == result.result_digest
     ]
     if fit:
-        if not fit[0].data.params:  # the process that opened it was killed before it came to that
-            store.describe(fit[0], trained_params(result.params), code)
         return fit[0]
     tags = {**tags, TRAINING: result.training_digest}
     if trained:  # only evaluate or export changed: a finished run is never rewritten
@@ -82,14 +81,18 @@ def _find_or_create(store: Store, result: Result, tags: Mapping[str, str], code:
     return open_run(store, result.params, code, tags)
 
 
-def _rename(store: Store, run: MlflowRun, params: Params, tags: Mapping[str, str]) -> MlflowRun:
-    """Call the run as the experiment that completes it, and return it so; training may have been an earlier one's."""
-    completes = {name: tags[name] for name in ("digest.params", *EXPERIMENT_TAGS) if name in tags}
-    if not EXPERIMENT_TAGS.keys() <= completes.keys() or completes.items() <= run.data.tags.items():
-        return run
-    store.client.log_batch(run.info.run_id, tags=[RunTag(name, value) for name, value in completes.items()])
-    store.client.update_run(run.info.run_id, name=run_name(params))
-    return store.client.get_run(run.info.run_id)
+def _taken_up(store: Store, run: MlflowRun, params: Params, tags: Mapping[str, str], code: Code) -> MlflowRun:
+    """The run with the code and the experiment that complete it, to which all outs belong.
+
+    Training may have been an earlier experiment's, or of another commit.
+    """
+    run_id = run.info.run_id
+    store.describe(run, trained_params(params), code)
+    new = [RunTag(name, tags[name]) for name in (*CODE_TAGS, *EXPERIMENT_TAGS) if name in tags]
+    store.client.log_batch(run_id, tags=new)
+    if EXPERIMENT_TAGS.keys() <= tags.keys():
+        store.client.update_run(run_id, name=run_name(params))
+    return store.client.get_run(run_id)
 
 
 def _close_superseded(store: Store, result: Result) -> None:
@@ -124,9 +127,9 @@ def _complete(store: Store, run: MlflowRun, result: Result) -> None:
 def _datasets(params: Params) -> list[DatasetInput]:
     """The splits, each with a digest of the files and of what divides them."""
     sizes = {
-        "training": 60_000 - params.data.validation_size,
+        "training": TRAINING_IMAGES - params.data.validation_size,
         "validation": params.data.validation_size,
-        "test": 10_000,
+        "test": TEST_IMAGES,
     }
     division = "" if not params.data.validation_size else f"-{params.data.validation_size}-{params.data.split_seed}"
     return [

@@ -3,8 +3,10 @@
 import json
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import mlflow
 from mlflow import MlflowClient
@@ -23,6 +25,8 @@ from lenet5.results.history import read_history
 MLMODEL = "MLmodel"
 _FOLDER, _ABOUT = "evidence", "about.json"
 
+Entity = TypeVar("Entity")
+
 
 @dataclass(frozen=True)
 class _About:
@@ -39,13 +43,9 @@ def model_id_of(version: ModelVersion) -> str:
 
 def is_whole(client: MlflowClient, version: ModelVersion) -> bool:
     """Whether the run and the logged model that the version names are there."""
-    try:
-        client.get_logged_model(model_id_of(version))
-        return bool(client.get_run(str(version.run_id)).info.lifecycle_stage == LifecycleStage.ACTIVE)
-    except MlflowException as error:
-        if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
-            raise
-        return False
+    run = _found(client.get_run, str(version.run_id))
+    in_use = run is not None and run.info.lifecycle_stage == LifecycleStage.ACTIVE
+    return in_use and _found(client.get_logged_model, model_id_of(version)) is not None
 
 
 def log_evidence(client: MlflowClient, model_id: str, run: MlflowRun, result: Result) -> None:
@@ -70,8 +70,17 @@ def log_files(client: MlflowClient, model_id: str, folder: Path, last: str, plac
 
 
 def has_evidence(client: MlflowClient, version: ModelVersion) -> bool:
-    """Whether the version's model keeps what it was judged by; those of earlier releases do not."""
-    return _holds(client, model_id_of(version), f"{_FOLDER}/{_ABOUT}")
+    """Whether the version's model is there and keeps what it was judged by; those of earlier releases do not."""
+    model_id = model_id_of(version)
+    return _found(client.get_logged_model, model_id) is not None and _holds(client, model_id, f"{_FOLDER}/{_ABOUT}")
+
+
+def run_holds(client: MlflowClient, run_id: str, path: Path) -> bool:
+    """Whether the run is there and has the artifact ``path``."""
+    folder = path.parent.as_posix()
+    return _found(client.get_run, run_id) is not None and any(
+        item.path == path.as_posix() for item in client.list_artifacts(run_id, folder)
+    )
 
 
 def has_files(client: MlflowClient, version: ModelVersion) -> bool:
@@ -84,6 +93,16 @@ def _holds(client: MlflowClient, model_id: str, path: str) -> bool:
     return any(item.path == path for item in client.list_logged_model_artifacts(model_id, folder))
 
 
+def _found(get: Callable[[str], Entity], identifier: str) -> Entity | None:
+    """What the store has under ``identifier``; a store that cannot say raises what it raises."""
+    try:
+        return get(identifier)
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+            raise
+        return None
+
+
 def download_from_model(client: MlflowClient, uri: str, model_id: str, path: str, folder: Path) -> Path:
     """Download what the logged model keeps at ``path``, all of it for an empty one, into ``folder``.
 
@@ -94,7 +113,7 @@ def download_from_model(client: MlflowClient, uri: str, model_id: str, path: str
 
 
 def read_evidence(client: MlflowClient, uri: str, version: ModelVersion, folder: Path) -> Measured | None:
-    """What ``version`` was judged by, through ``folder``; None for one of an earlier release, whose run has it."""
+    """What ``version`` was judged by, through ``folder``; None where its model has it not: the run may."""
     if not has_evidence(client, version):
         return None
     place = download_from_model(client, uri, model_id_of(version), _FOLDER, folder)

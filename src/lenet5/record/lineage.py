@@ -28,6 +28,11 @@ _PLAIN = (
 _OVERRIDING = {"GIT_DIFF_OPTS", "GIT_LITERAL_PATHSPECS", "GIT_GLOB_PATHSPECS", "GIT_NOGLOB_PATHSPECS"}
 _LIBRARIES = ("torch", "numpy", "onnx", "onnxruntime", "mlflow", "dvc")
 
+CODE_TAGS = (
+    "mlflow.source.git.commit", "mlflow.source.git.branch", "mlflow.source.git.repoURL", "git.dirty", "digest.params",
+)  # fmt: skip
+"""The tags of a run that say which code and params made it."""
+
 EXPERIMENT_TAGS = {"dvc.experiment": "DVC_EXP_NAME", "dvc.baseline": "DVC_EXP_BASELINE_REV"}
 """The tags of a run that DVC started as an experiment, and where DVC says what it is."""
 

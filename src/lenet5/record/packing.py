@@ -21,11 +21,13 @@ from lenet5.record.evidence import download_from_model
 from lenet5.record.live_run import log_points
 from lenet5.record.reading import find_run
 from lenet5.record.result import Point
-from lenet5.record.store import RESULT, Store, connect, reader, user_errors
-from lenet5.record.verification import lacking_files
+from lenet5.record.store import RESULT, TRAINING, Store, connect, reader, user_errors
+from lenet5.record.verification import TAKING, losses
 from lenet5.record.versions import ensure_model
 
-_ABOUT, _RUN, _MODEL, _FORMAT, _TAKING = "result.json", "run", "model", 1, "taking"
+_ABOUT, _RUN, _MODEL, _FORMAT = "result.json", "run", "model", 1
+_LAST = (RESULT, TRAINING)
+"""The tags by which others take a run for whole."""
 _FACTS = ("weights_sha256", "test_accuracy", "accuracy_gap", "decision", "decided")
 """The tags of a version that hold wherever it is."""
 _OF_DATASET = ("name", "digest", "source_type", "source", "profile")
@@ -42,8 +44,8 @@ def pack(reference: str, params: Params, file: Path) -> str:
     client = reader(uri)
     with user_errors(uri, then=f" ({reference}); nothing was written"), tempfile.TemporaryDirectory() as name:
         run, folder = find_run(client, reference, params), Path(name)
-        if lacking := lacking_files(client, run.info.run_id):
-            raise UserError(f"run {run.info.run_name}: {', '.join(lacking)} missing; `make record` brings it back")
+        if lost := next(losses(client, run), None):
+            raise UserError(f"run {run.info.run_name}: {lost}")
         model = next(iter(_models(client, run)), None)
         if model is None:
             raise UserError(f"run {run.info.run_name} has no model any more; `make record` brings it back")
@@ -65,13 +67,12 @@ def take(file: Path, params: Params) -> str:
         about = _unpack(file, Path(name))
         store = connect(params)
         with user_errors(store.uri, then="; the same command takes it up again"), store.exclusive():
+            for begun in store.runs(TAKING, about["tags"][RESULT]):  # a process was killed over it
+                if RESULT not in begun.data.tags:
+                    _delete(store.client, begun.info.run_id)
             here = store.runs(RESULT, about["tags"][RESULT])
             if here:
                 return f"{about['name']} is here already: run {here[0].info.run_id}"
-            for begun in store.runs(_TAKING, about["tags"][RESULT]):  # a process was killed over it
-                for version in store.client.search_model_versions(f"run_id = '{begun.info.run_id}'"):
-                    store.client.delete_model_version(version.name, version.version)
-                store.client.delete_run(begun.info.run_id)
             return _add(store, params, about, Path(name))
 
 
@@ -118,10 +119,16 @@ def _unpack(file: Path, folder: Path) -> dict[str, Any]:
     return about
 
 
+def _delete(client: MlflowClient, run_id: str) -> None:
+    for version in client.search_model_versions(f"run_id = '{run_id}'"):
+        client.delete_model_version(version.name, version.version)
+    client.delete_run(run_id)
+
+
 def _add(store: Store, params: Params, about: dict[str, Any], folder: Path) -> str:
     client, result = store.client, about["tags"][RESULT]
-    tags = {name: value for name, value in about["tags"].items() if name not in (RESULT, "mlflow.runName")}
-    run = client.create_run(store.experiment_id, about["started"], {_TAKING: result}, run_name=about["name"])
+    tags = {name: value for name, value in about["tags"].items() if name not in (*_LAST, "mlflow.runName")}
+    run = client.create_run(store.experiment_id, about["started"], {TAKING: result}, run_name=about["name"])
     run_id = run.info.run_id
     client.log_batch(
         run_id, params=[Param(*one) for one in about["params"].items()], tags=[RunTag(*one) for one in tags.items()]
@@ -134,8 +141,9 @@ def _add(store: Store, params: Params, about: dict[str, Any], folder: Path) -> s
     if about["version"]:
         said += f", {_add_version(client, params.register_.model_name, run_id, model_id, about['version'])}"
     client.set_terminated(run_id, "FINISHED", about["ended"])
-    client.set_tag(run_id, RESULT, result)  # the last word: from here on it is here
-    client.delete_tag(run_id, _TAKING)
+    # The last word: from here on it is here.
+    client.log_batch(run_id, tags=[RunTag(name, about["tags"][name]) for name in _LAST if name in about["tags"]])
+    client.delete_tag(run_id, TAKING)
     return said
 
 

@@ -12,7 +12,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from lenet5.errors import UserError
 from lenet5.params import Params
 from lenet5.record.lineage import Code
-from lenet5.record.live_run import log_points, missing_points, trained_params
+from lenet5.record.live_run import log_points, missing_points, one_of_each, trained_params
 from lenet5.record.result import epoch_points, readable, run_name
 from lenet5.record.store import DESCRIPTION, Store, user_errors
 from lenet5.results.history import EpochRow
@@ -31,21 +31,22 @@ class SeedsRun:
         self, store: Store, params: Params, seeds: Sequence[int], question: str, tags: Mapping[str, str], code: Code
     ) -> None:
         self._store, self._recipe, self._tags, self._code = store, trained_params(params), tags, code
+        self._question = question
         with user_errors(store.uri, THEN):
-            found = store.runs(SEEDS, question)
-            parent = found[0] if found else self._open(run_name(params), seeds, question)
+            self._parents = self._find_or_open(run_name(params), seeds)
+            parent = self._parents[question]
             self.run_id: str = parent.info.run_id
             self.page = store.page_of(self.run_id)
-            self._children = self._find_children()
+            self._children = self._find_children({})
             if parent.info.status == "KILLED":
                 store.client.update_run(self.run_id, status="RUNNING")
 
     def add(self, seed: int, rows: Sequence[EpochRow], figures: Mapping[str, float]) -> None:
         """Record a seed that has finished, or what of it is missing. Raises as ``user_errors``."""
         with user_errors(self._store.uri, THEN):
-            if seed not in self._children:  # a store that went away may have taken it, and not have answered
-                self._children = self._find_children()
-            child, recipe = self._children.get(seed), self._recipe | {"train.seed": str(seed)}
+            if str(seed) not in self._children:  # a store that went away may have taken it, and not have answered
+                self._children = self._find_children(self._children)
+            child, recipe = self._children.get(str(seed)), self._recipe | {"train.seed": str(seed)}
             points = [point for row in rows for point in epoch_points(row, None)]
             if child is None:
                 tags = {**self._tags, MLFLOW_PARENT_RUN_ID: self.run_id, SEED: str(seed)}
@@ -57,11 +58,14 @@ class SeedsRun:
                 points = missing_points(self._store.client, child.info.run_id, points)
             log_points(self._store.client, child.info.run_id, points)
             self._finish(child.info.run_id, figures)
-            self._children[seed] = self._store.client.get_run(child.info.run_id)
+            self._children[str(seed)] = self._store.client.get_run(child.info.run_id)
 
     def finish(self, summary: Mapping[str, float]) -> None:
         """Give the parent its figures, and close it. Raises as ``user_errors``."""
         with user_errors(self._store.uri, THEN):
+            # Requests that a server had taken and not yet answered are done by now.
+            one_of_each(self._store.client, self._store.runs(SEEDS, self._question), SEEDS, self._parents)
+            self._find_children(self._children)
             if self._store.client.get_run(self.run_id).info.status != "FINISHED":
                 self._finish(self.run_id, summary)
 
@@ -71,16 +75,25 @@ class SeedsRun:
         thread.start()
         thread.join(_KILLED_PATIENCE)
 
-    def _find_children(self) -> dict[int, MlflowRun]:
-        return {int(run.data.tags[SEED]): run for run in self._store.runs(MLFLOW_PARENT_RUN_ID, self.run_id)}
-
-    def _open(self, name: str, seeds: Sequence[int], question: str) -> MlflowRun:
+    def _find_or_open(self, name: str, seeds: Sequence[int]) -> dict[str, MlflowRun]:
         shared = {name: value for name, value in self._recipe.items() if name != "train.seed"}
-        note = f"Means over {len(seeds)} seeds, {seeds[0]} to {seeds[-1]}, with their deviation and interval."
-        tags = {**self._tags, SEEDS: question, DESCRIPTION: note}
-        return self._store.create_run(
-            f"{name}-and-{len(seeds) - 1}-more", tags, shared | {"seeds": str(len(seeds))}, self._code
-        )
+        params = shared | {"seeds": str(len(seeds))}
+        if not self._store.runs(SEEDS, self._question):
+            note = f"Means over {len(seeds)} seeds, {seeds[0]} to {seeds[-1]}, with their deviation and interval."
+            tags = {**self._tags, SEEDS: self._question, DESCRIPTION: note}
+            self._store.create_run(f"{name}-and-{len(seeds) - 1}-more", tags, params, self._code)
+        # Of two, the one that has children is in use.
+        found = sorted(self._store.runs(SEEDS, self._question), key=lambda run: not self._children_of(run.info.run_id))
+        parents = one_of_each(self._store.client, found, SEEDS, {})
+        if not parents[self._question].data.params:  # nobody was told of it, or who opened it was killed over it
+            self._store.describe(parents[self._question], params, self._code)
+        return parents
+
+    def _find_children(self, in_use: Mapping[str, MlflowRun]) -> dict[str, MlflowRun]:
+        return one_of_each(self._store.client, self._children_of(self.run_id), SEED, in_use)
+
+    def _children_of(self, run_id: str) -> list[MlflowRun]:
+        return self._store.runs(MLFLOW_PARENT_RUN_ID, run_id)
 
     def _finish(self, run_id: str, figures: Mapping[str, float]) -> None:
         now = time.time_ns() // 1_000_000

@@ -4,7 +4,6 @@ MLflow keeps this file with the model, and the modules of ``SERVED_CODE`` beside
 """
 
 import base64
-import binascii
 import io
 import os
 from collections.abc import Iterator
@@ -83,12 +82,18 @@ def _images(value: Any) -> Iterator[NDArray[np.float32]]:
 
 def _picture(content: str | bytes) -> NDArray[np.float32]:
     try:
-        binary = content if isinstance(content, bytes) else base64.b64decode(content, validate=True)
-        return decode_image(io.BytesIO(binary)).astype(np.float32) / np.float32(255)
-    except binascii.Error:
-        raise _refusal("a text that is not base64") from None
+        return decode_image(io.BytesIO(_binary(content))).astype(np.float32) / np.float32(255)
     except UserError as error:
         raise _refusal(f"a picture that cannot be used: {error}") from None
+
+
+def _binary(content: str | bytes) -> bytes:
+    if isinstance(content, bytes):
+        return content
+    try:
+        return base64.b64decode(content, validate=True)
+    except ValueError:
+        raise _refusal("a text that is not base64") from None
 
 
 def _levels(value: Any) -> NDArray[np.float64]:

@@ -11,7 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from lenet5.errors import UserError
-from lenet5.record.addresses import shown, store_uri
+from lenet5.record.addresses import is_server, shown, store_uri
 from lenet5.record.advice import CREDENTIALS, UNREACHABLE, advice, quiet_and_impatient, what_to_install
 
 OLDEST = "3.0"
@@ -30,7 +30,7 @@ def refuse_unfit(uri: str) -> None:
 
 def find_obstacle(uri: str) -> str:
     """Why the store at ``uri`` cannot be used, and what to do; nothing where it can, or is of a kind not asked."""
-    if uri.startswith(("http://", "https://")):
+    if is_server(uri):
         return _of_server(uri)
     if uri.startswith(_DATABASES):
         return _of_database(uri)
@@ -44,7 +44,7 @@ def _of_database(uri: str) -> str:
         patience = {"connect_timeout": _PATIENCE} if url.get_driver_name() in _PATIENT_DRIVERS else {}
         with sqlalchemy.create_engine(url, connect_args=patience, poolclass=NullPool).connect():
             return ""
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         return what_to_install(error)
     except SQLAlchemyError as error:
         return advice(str(error))
@@ -164,7 +164,7 @@ def tell(uri: str) -> str:
     obstacle = find_obstacle(uri)
     if obstacle:
         return f"problem {obstacle}"
-    if uri.startswith(("http://", "https://")):
+    if is_server(uri):
         return f"ok answers, MLflow {_version(uri)}"
     return "ok answers" if uri.startswith(_DATABASES) else "note is of a kind that is not looked into from here"
 

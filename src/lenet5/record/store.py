@@ -189,7 +189,7 @@ def user_errors(uri: str, then: str = "; then `dvc repro` goes on") -> Iterator[
         yield
     except (MlflowException, RequestException, SQLAlchemyError) as error:
         raise UserError(f"MLflow at {shown(uri)}: {advice(str(error))}{then}") from error
-    except ModuleNotFoundError as error:  # the driver of a database, or of a place for artifacts
+    except ImportError as error:  # the driver of a database, or of a place for artifacts
         raise UserError(f"MLflow at {shown(uri)}: {what_to_install(error)}{then}") from error
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in _CLOUDS:
@@ -203,11 +203,15 @@ def _lock(uri: str) -> Iterator[None]:
     """A lock for everybody who writes to the file of ``uri``; of another store, for those of this workspace."""
     file = sqlite_file(uri)
     path = Path(f"{file.resolve()}.lock") if file else main_workspace() / "mlruns/.lock"
+    lock = filelock.FileLock(path, timeout=_LOCK_SECONDS)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(path, timeout=_LOCK_SECONDS):
-            yield
+        lock.acquire()
     except filelock.Timeout:
         raise UserError(f"{path}: held by another process for {_LOCK_SECONDS} s; end that process") from None
     except (FileExistsError, NotADirectoryError):
         raise UserError(f"{path.parent}: not a folder; MLFLOW_TRACKING_URI must name a file in one") from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -8,7 +8,9 @@ from typing import Protocol
 from lenet5.record.addresses import without_secrets
 from lenet5.record.result import Point
 
-_BATCH = 1000
+POINTS_A_CALL = 1000
+"""The most that MLflow's log_batch takes."""
+
 _EVERY_SECONDS = 1.0
 _AFTER_FAILURE_SECONDS = 5.0
 _KILLED_PATIENCE = 0.5
@@ -104,7 +106,7 @@ class Stream:
     def _drain(self, run: Run) -> None:
         while True:
             with self._lock:
-                batch = self._pending[:_BATCH]
+                batch = self._pending[:POINTS_A_CALL]
             if not batch:
                 if self._behind:
                     self._behind = False

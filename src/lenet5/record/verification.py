@@ -1,6 +1,7 @@
 """Whether the record has all it needs: every complete result its files, every version its run and its model."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
@@ -9,10 +10,13 @@ from lenet5.findings import Finding
 from lenet5.outs import CARD, EVALUATION, HISTORY, PREDICTIONS, PROGRAM
 from lenet5.params import Params
 from lenet5.record.addresses import store_uri
-from lenet5.record.evidence import has_evidence, has_files, is_whole
+from lenet5.record.evidence import has_evidence, has_files, is_whole, run_holds
 from lenet5.record.promotion import CHAMPION
-from lenet5.record.store import RESULT, TRAINING, every_run, experiment_name, reader, user_errors
+from lenet5.record.store import DIFF, RESULT, TRAINING, every_run, experiment_name, reader, user_errors
 from lenet5.workspace import PARAMS_FILE
+
+TAKING = "taking"
+"""The tag of a run that `record take` has not come to the end of: the result it is to be."""
 
 _MENDS = "`make record` where its outs are brings it back"
 
@@ -26,6 +30,14 @@ def lacking_files(client: MlflowClient, run_id: str) -> list[str]:
     folders = {path.partition("/")[0] for path in needed}
     there = {item.path for folder in folders for item in client.list_artifacts(run_id, folder)}
     return [path for path in needed if path not in there]
+
+
+def losses(client: MlflowClient, run: MlflowRun) -> Iterator[str]:
+    """What a complete run has lost of its files, and what brings it back."""
+    if lacking := lacking_files(client, run.info.run_id):
+        yield f"{', '.join(lacking)} missing; {_MENDS}"
+    if run.data.tags.get("git.dirty") == "true" and not run_holds(client, run.info.run_id, Path(DIFF)):
+        yield f"{DIFF} missing, without which nobody can repeat it; only a copy of that file brings it back"
 
 
 def verify(params: Params) -> Iterator[Finding]:
@@ -48,11 +60,12 @@ def verify(params: Params) -> Iterator[Finding]:
 def _look_at_run(client: MlflowClient, run: MlflowRun) -> Iterator[Finding]:
     called = f"{run.info.run_name} ({run.info.run_id})"
     if RESULT in run.data.tags:
-        lacking = lacking_files(client, run.info.run_id)
-        if lacking:
-            yield Finding("problem", "run", f"{called}: {', '.join(lacking)} missing; {_MENDS}")
+        for lost in losses(client, run):
+            yield Finding("problem", "run", f"{called}: {lost}")
         if not run.data.params or not run.data.metrics:
             yield Finding("problem", "run", f"{called}: without params or figures; {_MENDS}")
+    elif TAKING in run.data.tags:
+        yield Finding("note", "run", f"{called}: taken in part; the same `lenet5 record take` takes it up again")
     elif TRAINING in run.data.tags and run.info.status != "KILLED":
         yield Finding("note", "run", f"{called}: trained, and not completed; `dvc repro` where its outs are does that")
 

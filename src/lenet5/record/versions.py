@@ -11,12 +11,20 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelStatus
 from mlflow.entities import Run as MlflowRun
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 
 from lenet5.errors import UserError
 from lenet5.outs import CARD_PAGE, ONNX, PREDICTIONS
 from lenet5.record.champions import aliases_of, champion_of, crown, now
-from lenet5.record.evidence import MLMODEL, has_files, is_whole, log_evidence, log_files, model_id_of, read_evidence
+from lenet5.record.evidence import (
+    MLMODEL,
+    has_files,
+    is_whole,
+    log_evidence,
+    log_files,
+    model_id_of,
+    read_evidence,
+    run_holds,
+)
 from lenet5.record.onnx_model import log_model, pack_model
 from lenet5.record.promotion import CHALLENGER, CHAMPION, REJECTED, Decision, decide
 from lenet5.record.result import Result, read_predictions
@@ -198,19 +206,21 @@ def _version_number(version: ModelVersion | None) -> str | None:
 
 
 def _predictions(store: Store, champion: ModelVersion) -> pd.DataFrame:
-    """The champion's per-image predictions. Raises ValueError where they are gone."""
+    """The champion's per-image predictions. Raises ValueError where they are gone or damaged.
+
+    A store that cannot be asked raises what it raises: the decision is made for good, and is to be made another time.
+    """
+    run_id, then = str(champion.run_id), "to replace it, `lenet5 champion` moves the alias to a version of your choice"
     with tempfile.TemporaryDirectory() as folder:
         try:
             kept = read_evidence(store.client, store.uri, champion, Path(folder))
             if kept:
                 return kept.predictions
-            path = store.client.download_artifacts(str(champion.run_id), PREDICTIONS.as_posix(), folder)
-            return read_predictions(Path(path))
-        except (MlflowException, OSError, UserError):
-            raise ValueError(
-                f"its {PREDICTIONS} are gone with its model and run {champion.run_id}; to replace it, "
-                f"`lenet5 champion` moves the alias to a version of your choice"
-            ) from None
+            if not run_holds(store.client, run_id, PREDICTIONS):
+                raise ValueError(f"its {PREDICTIONS} are gone with its model and run {run_id}; {then}")
+            return read_predictions(Path(store.client.download_artifacts(run_id, PREDICTIONS.as_posix(), folder)))
+        except UserError as error:
+            raise ValueError(f"{error}; {then}") from None
 
 
 def summary_of(result: Result) -> str:

@@ -182,19 +182,11 @@ def steps_a_launch(steps: int) -> int:
     return equal if 2 * equal >= most else math.ceil(steps / math.ceil(steps / most))
 
 
-def brief_steps(
-    steps: Callable[..., Tensor],
-    batch_size: int,
-    order: Tensor,
-    flips: Tensor,
-    shifts: Tensor,
-    boxes: Tensor,
-    rates: Tensor,
-) -> None:
+def brief_steps(steps: Callable[..., Tensor], batch_size: int, *launch: Tensor) -> None:
     """The first of the steps that a launch takes and, where it is a smaller one, the last: all kernels there are."""
-    inputs = order, flips, shifts, boxes
+    *inputs, rates = launch
     steps(*(part[:batch_size] for part in inputs), rates[:1])
-    if 0 < (rest := len(order) % batch_size) < len(order):
+    if 0 < (rest := len(inputs[0]) % batch_size) < len(inputs[0]):
         steps(*(part[-rest:] for part in inputs), rates[-1:])
 
 

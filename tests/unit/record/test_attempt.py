@@ -3,7 +3,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from lenet5.record.attempt import CutShort, attempt_at, begin, cut_short, forget
+from lenet5.record.attempt import CutShort, attempts_at, begin, cut_short, forget, names_of_attempts
 
 KEY, OTHER_KEY, RESULT = "a" * 64, "b" * 64, "c" * 64
 
@@ -45,13 +45,27 @@ def test_two_of_the_same_at_once_have_two_names(tmp_path: Path) -> None:
         assert other.name not in (first.name, second.name)
 
 
+def test_of_two_of_the_same_at_once_neither_is_lost(tmp_path: Path) -> None:
+    with begin(tmp_path, KEY, "a recipe") as first:
+        second = killed(tmp_path, KEY)
+        assert names_of_attempts(tmp_path) == {first.name, second}
+        assert cut_short(tmp_path) == [CutShort(second, KEY[:32], "a recipe")]
+    with begin(tmp_path, KEY, "a recipe") as again:
+        assert again.name == second
+        for attempt in (first, again):
+            attempt.finished(RESULT)
+    assert attempts_at(tmp_path, RESULT) == names_of_attempts(tmp_path) == {first.name, second}
+    forget(tmp_path, RESULT)
+    assert names_of_attempts(tmp_path) == set()
+
+
 def test_register_is_told_the_name_until_it_has_recorded_the_result(tmp_path: Path) -> None:
     with begin(tmp_path, KEY, "a recipe") as attempt:
         attempt.finished(RESULT)
-    assert attempt_at(tmp_path, RESULT) == attempt.name
-    assert attempt_at(tmp_path, KEY) is None
+    assert attempts_at(tmp_path, RESULT) == {attempt.name}
+    assert attempts_at(tmp_path, KEY) == set()
     forget(tmp_path, RESULT)
-    assert attempt_at(tmp_path, RESULT) is None
+    assert attempts_at(tmp_path, RESULT) == set()
     forget(tmp_path, RESULT)
 
 
@@ -79,4 +93,4 @@ def test_a_folder_cleaned_away_meanwhile_does_not_fail_the_training(tmp_path: Pa
     with begin(folder, KEY, "a recipe") as attempt:
         shutil.rmtree(folder)
         attempt.finished(RESULT)
-    assert attempt_at(folder, RESULT) == attempt.name
+    assert attempts_at(folder, RESULT) == {attempt.name}

@@ -1,12 +1,14 @@
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from lenet5.errors import UserError
 from lenet5.params import Params
 from lenet5.record.lineage import Code
-from lenet5.record.seeds import SeedsRun
+from lenet5.record.seeds import SEEDS, SeedsRun
 from lenet5.record.store import Store
 from lenet5.results.history import EpochRow
 
@@ -48,3 +50,31 @@ def test_a_store_that_goes_away_over_a_seed_has_it_once_and_whole(
     assert child.data.metrics["test_accuracy"] == 0.9
     history = store.client.get_metric_history(child.info.run_id, "loss/test")
     assert sorted((one.step, one.value) for one in history) == [(1, 1.0), (2, 0.5)]
+
+
+@pytest.mark.parametrize("repeated", [False, True], ids=["the same command", "a repetition"])
+def test_a_lost_answer_doubles_neither_the_run_nor_its_seeds(
+    store: Store, opened: Callable[[], SeedsRun], monkeypatch: pytest.MonkeyPatch, repeated: bool
+) -> None:
+    create = store.client.create_run
+
+    def asked_again(*arguments: Any) -> Run:
+        create(*arguments)
+        return create(*arguments)
+
+    monkeypatch.setattr(store.client, "create_run", asked_again)
+    record = opened()
+    record.add(0, ROWS, FIGURES)
+    create(store.experiment_id, 1, {SEEDS: "a question"})  # its request was taken, and done only now
+    record = opened() if repeated else record
+    for seed in (0, 1):
+        record.add(seed, ROWS, FIGURES)
+    record.finish(FIGURES)
+    parent, *children = store.client.search_runs([store.experiment_id], order_by=["attributes.run_name"])
+    assert (parent.info.status, parent.data.params["seeds"]) == ("FINISHED", "2")
+    assert [(run.info.run_name, run.info.status) for run in children] == [
+        ("seed-0", "FINISHED"),
+        ("seed-1", "FINISHED"),
+    ]
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+    assert [run.data.params["train.seed"] for run in children] == ["0", "1"]

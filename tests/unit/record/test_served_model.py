@@ -81,6 +81,7 @@ def test_several_of_both_kinds_are_answered_in_their_order(model: FashionModel) 
     ("sent", "said"),
     [
         ("not base64!", "not base64"),
+        ("hällo", "not base64"),
         (base64.b64encode(b"no picture").decode(), "not a picture"),
         ([1, 2], "shape 2"),
         (np.zeros((28, 27)).tolist(), "shape 28x27"),

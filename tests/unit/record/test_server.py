@@ -4,6 +4,7 @@ import ipaddress
 import json
 import socket
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -118,7 +119,7 @@ def test_the_name_that_a_server_is_to_be_given_is_the_one_that_mlflow_compares()
 def test_mlflow_is_no_obstacle_and_an_older_one_is_named_before_anything_is_written() -> None:
     with server(lambda handler: (200, TEXT, "3.17.2") if handler.path == "/version" else MLFLOW) as uri:
         assert find_obstacle(uri) == ""
-        assert tell(uri) == "ok answers, MLflow 3.17.2"
+        assert tell(uri) == tell(uri.upper()) == "ok answers, MLflow 3.17.2"
     asked = []
 
     def answer(handler: http.server.BaseHTTPRequestHandler) -> Answer:
@@ -203,7 +204,8 @@ def closed_port() -> int:
 
 
 @pytest.mark.parametrize(
-    "uri", ["http://{}", "https://{}", "postgresql://someone:sesame@{}/mlflow", "http://no.such.host.invalid:5000"]
+    "uri",
+    ["http://{}", "HTTPS://{}", "postgresql://someone:sesame@{}/mlflow", "http://no.such.host.invalid:5000"],
 )
 def test_what_cannot_be_reached_is_said_within_seconds(uri: str) -> None:
     since = time.monotonic()
@@ -232,6 +234,17 @@ def test_a_database_that_is_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) 
 def test_a_database_address_that_cannot_work_is_one_line(uri: str, said: str) -> None:
     assert said in find_obstacle(uri)
     assert "sesame" not in find_obstacle(uri)
+
+
+@pytest.mark.parametrize("code", ["raise ImportError('no pq wrapper available.\\nAttempts made:')", "import psycopg.c"])
+def test_a_driver_that_is_there_in_part_is_one_line_with_all_it_needs(
+    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "psycopg.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "psycopg", raising=False)
+    said = find_obstacle("postgresql+psycopg://someone:sesame@127.0.0.1/mlflow")
+    assert said == "cannot load psycopg; `python -m pip install 'psycopg[binary]'` brings it"
 
 
 def test_a_store_of_another_kind_is_left_to_mlflow() -> None:

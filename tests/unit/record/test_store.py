@@ -47,3 +47,8 @@ def test_what_a_person_can_mend_is_one_line_that_says_how(error: Exception, said
 def test_what_a_person_cannot_mend_keeps_its_traceback() -> None:
     with pytest.raises(sqlite3.OperationalError), user_errors("sqlite:////somewhere/mlflow.db"):
         raise sqlite3.OperationalError("no such table: runs")
+
+
+def test_what_goes_wrong_under_the_lock_is_not_told_as_a_bad_address(store: Store) -> None:
+    with pytest.raises(NotADirectoryError, match="something else"), store.exclusive():
+        raise NotADirectoryError("something else")
