@@ -1,6 +1,6 @@
 """Side by side, in one run: the tutorial's loop, Lightning's, and this project's engines. ``make bench`` runs it.
 
-Prints tables, and leaves them with hardware and versions in ``bench/results/``. About 10 minutes on two CPU cores.
+Prints tables, and leaves them with hardware and versions in ``bench/results/``. 10 to 25 minutes on two CPU cores.
 """
 
 import lenet5  # isort: skip  # noqa: F401 - sets how threads wait, which is read when PyTorch is loaded

@@ -56,7 +56,8 @@ INSTEAD = {
     "make repro": Instead(INSTALLS, "make --dry-run repro"),
     "make test": Instead("it is what runs these tests", "make --dry-run test"),
     "make soak": Instead("it is what runs these tests", "make --dry-run soak"),
-    "make bench": Instead("it needs the machine for itself, for ten minutes", "make --dry-run bench"),
+    "make bench": Instead("it needs the machine for itself, for ten minutes or more", "make --dry-run bench"),
+    "python bench/waiting.py": Instead("it needs the machine for itself, for minutes", "{command} --help"),
     "PYTHONPATH=src python bench/gpu.py": Instead("it measures a card, for ten minutes", "{command} --help"),
     **{
         f"lenet5 recipe recipes/{name}.yaml": Instead(
