@@ -44,6 +44,7 @@ from lenet5.training.engine import Engine, EngineChoice, brief_steps, choose_eng
 from lenet5.training.loop import Training, laid_out, make_model
 from lenet5.training.recipe import BatchLoss, autograd, batch_loss, draw_plan, make_optimizer
 from lenet5.training.replicas import replica_epochs
+from turns import timed
 from tutorial import BATCH, LEARNING_RATE, tutorial_epoch
 
 RESULTS = Path(__file__).parent / "results"
@@ -115,7 +116,7 @@ def speed(setting: Setting) -> Figures:
             before, spent = _memory(device), {"warming_up": 0.0, "capturing": 0.0}
             recorder = partial(record_and_time, spent)
             epoch = _epoch(Engine(choice, model, splits, one[1], recorder), splits, one)
-            first = _timed(epoch, device)
+            first = timed(epoch, device)
             yield (
                 f"{engine}, {layout}",
                 {
@@ -176,7 +177,7 @@ def profile(setting: Setting) -> Figures:
         epoch = _epoch(Engine(choice, laid_out(make_model(one[0], 0, device), choice), few, one[1]), few, one)
         epoch()
         with torch.profiler.profile() as profiler:
-            _timed(epoch, device)
+            timed(epoch, device)
         on_card = device.type == "cuda"
         events = [event for event in profiler.key_averages() if (event.device_type.name == "CUDA") == on_card]
         column = "self_device_time_total" if on_card else "self_cpu_time_total"
@@ -217,7 +218,7 @@ def accuracy(setting: Setting) -> Figures:
     yield "engine", choice.name
     yield "images", "FashionMNIST" if _data_is_there() else "a stand-in: the accuracy says nothing"
     epochs = training.epochs()
-    first, rest = _timed(partial(next, epochs), device), _timed(lambda: list(epochs), device)
+    first, rest = timed(partial(next, epochs), device), timed(lambda: list(epochs), device)
     yield "seconds", first + rest
     yield SECONDS_OF_1000, first + 999 * rest / (params.epochs - 1)
     yield "test accuracy", training.rows[-1].test_accuracy
@@ -439,17 +440,8 @@ def _epoch_of(loss_of: BatchLoss, model: LeNet5, splits: Splits, one: Recipe) ->
     return partial(run_launches, steps, plan, rates, size, device)
 
 
-def _timed(function: Callable[[], object], device: torch.device) -> float:
-    synchronize = torch.cuda.synchronize if device.type == "cuda" else torch.cpu.synchronize
-    synchronize()
-    start = time.perf_counter()
-    function()
-    synchronize()
-    return time.perf_counter() - start
-
-
 def _median_ms(function: Callable[[], object], device: torch.device, repetitions: int) -> float:
-    return 1000 * statistics.median(_timed(function, device) for _ in range(repetitions))
+    return 1000 * statistics.median(timed(function, device) for _ in range(repetitions))
 
 
 def _memory(device: torch.device) -> float:

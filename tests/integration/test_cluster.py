@@ -209,7 +209,9 @@ def test_a_head_that_is_gone_ends_the_driver_and_the_next_cluster_goes_on(site: 
     with Seeds(site, 4, at=driver).started() as seeds:
         seeds.wait(seeds.finished)
         site.head.power_off()
+        gone = time.monotonic()
         assert seeds.status() == 1, "".join(seeds.lines)
+    assert time.monotonic() - gone < 240
     assert seeds.lines[-1].startswith(f"lenet5 seeds: --on {site.on}: no cluster answers there")
     wait_until(lambda: not workers(driver), 60)
     driver.run("lenet5", "cluster", "stop")

@@ -36,8 +36,6 @@ def record(store: Store, result: Result, tags: Mapping[str, str], code: Code) ->
     with user_errors(store.uri), store.exclusive():
         run = _find_or_create(store, result, tags, code)
         complete = RESULT in run.data.tags and not lacking_files(store.client, run.info.run_id)
-        if RESULT not in run.data.tags:
-            run = _taken_up(store, run, result.params, tags, code)
         if not complete:
             _complete(store, run, result)
         decision, version = judged(store, run, result)
@@ -74,7 +72,7 @@ def _find_or_create(store: Store, result: Result, tags: Mapping[str, str], code:
         if RESULT not in run.data.tags and run.data.tags.get(COMPLETING, result.result_digest) == result.result_digest
     ]
     if fit:
-        return fit[0]
+        return _taken_up(store, fit[0], result.params, tags, code)
     tags = {**tags, TRAINING: result.training_digest}
     if trained:  # only evaluate or export changed: a finished run is never rewritten
         tags[HISTORY_FROM] = trained[0].info.run_id
