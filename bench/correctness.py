@@ -32,8 +32,9 @@ def recipe(changes: Mapping[str, Any] = {}) -> Recipe:
     training: dict[str, Any] = {
         "epochs": EPOCHS, "batch_size": BATCH, "optimizer": "sgd", "lr": LEARNING_RATE, "momentum": 0.0,
         "weight_decay": 0.0, "schedule": "constant", "label_smoothing": 0.0,
-        "augmentation": {"horizontal_flip": False, "shift": 0, "erasing": 0.0}, "patience": 0, "weights": "last",
-        "seed": 0, "deterministic": True, "device": "auto", "engine": "auto", "precision": "fp32",
+        "augmentation": {"horizontal_flip": False, "shift": 0, "erasing": 0.0, "cutmix": 0.0},
+        "patience": 0, "weights": "last", "seed": 0, "deterministic": True, "device": "auto", "engine": "auto",
+        "precision": "fp32",
     }  # fmt: skip
     own = {name: value for name, value in changes.items() if name in network}
     rest = {name: value for name, value in changes.items() if name not in network}
@@ -52,7 +53,7 @@ RECIPES = {
         },
         "dropout, augmented and smoothed": {
             "activation": "tanh", "dropout": 0.3, "lr": 0.05, "label_smoothing": 0.1,
-            "augmentation": {"horizontal_flip": True, "shift": 2, "erasing": 0.5},
+            "augmentation": {"horizontal_flip": True, "shift": 2, "erasing": 0.5, "cutmix": 0.5},
         },
     }.items()
 }  # fmt: skip

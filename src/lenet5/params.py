@@ -79,10 +79,13 @@ class AugmentationParams(Section):
     horizontal_flip: bool = Field(description="Mirror each image with probability 1/2.")
     shift: int = Field(ge=0, le=14, description="Move each image by up to this many pixels, each way.")
     erasing: Fraction = Field(description="Blacken a random rectangle of each image with this probability.")
+    cutmix: Fraction = Field(
+        description="Paste a random rectangle of another image with this probability; its label counts by its share."
+    )
 
     def changes(self) -> bool:
         """Whether any image is changed."""
-        return self.horizontal_flip or self.shift > 0 or self.erasing > 0
+        return self.horizontal_flip or self.shift > 0 or self.erasing > 0 or self.cutmix > 0
 
 
 class TrainParams(Section):

@@ -36,8 +36,8 @@ from correctness import RECIPES, stand_in
 from lenet5.training.device import set_deterministic, set_precision
 from lenet5.training.engine import EngineChoice, compiled
 from lenet5.training.loop import laid_out, make_model
-from lenet5.training.recipe import autograd, batch_loss, make_optimizer
-from lenet5.training.replicas import Stack, stack_loss
+from lenet5.training.recipe import autograd, batch_loss, draw_plan, make_optimizer
+from lenet5.training.replicas import Stack, stack_loss, stack_plans
 
 BATCH = 200
 CPU, CARD = torch.device("cpu"), torch.device("cuda", 0)
@@ -141,16 +141,16 @@ def step(recipe: str) -> None:
     model, params = RECIPES[name]
     set_deterministic(True)
     set_precision(params.precision, CPU)
-    data, shape = stand_in(1000, 0), (BATCH, *([int(replicas)] if replicas else []))
+    data = stand_in(1000, 0)
     if replicas:
         stack = Stack([make_model(model, seed, CPU) for seed in range(int(replicas))])
         weights, loss_of = list(stack.parameters()), partial(stack_loss, stack, data, params)
     else:
         alone = laid_out(make_model(model, 0, CPU), EngineChoice("graph", True, ""))
         weights, loss_of = list(alone.parameters()), partial(batch_loss, alone, data, params)
-    order, flips = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.bool)
-    shifts, boxes = torch.zeros(*shape, 2, dtype=torch.long), torch.zeros(*shape, 4, dtype=torch.uint8)
-    autograd(compiled(loss_of, deterministic=True), make_optimizer(weights, params), order, flips, shifts, boxes)
+    draws = [draw_plan(BATCH, params.augmentation, torch.Generator()) for _ in range(int(replicas or 1))]
+    batch = stack_plans(draws) if replicas else draws[0]
+    autograd(compiled(loss_of, deterministic=True), make_optimizer(weights, params), *batch)
     assert all(weight.grad is not None for weight in weights)
 
 

@@ -51,20 +51,23 @@ int main() {
         mean_pointers[i] = means[i].data();
         square_pointers[i] = squares[i].data();
     }
-    std::vector<uint8_t> pixels, boxes;
-    std::vector<int64_t> labels, order, shifts;
+    std::vector<uint8_t> pixels, boxes, patches;
+    std::vector<int64_t> labels, order, shifts, partners;
     std::vector<float> factors;
     bool flips[COUNT];
     for (int64_t n = 0; n < COUNT; n++) {
         for (int i = 0; i < PIXELS; i++) pixels.push_back(drawn() >> 56);
         for (int i = 0; i < DROPPED; i++) factors.push_back(drawn_below_one() < 0.2f ? 0.f : 1.25f);
         for (int i = 0; i < 2; i++) shifts.push_back(int64_t(drawn() % 5) - 2);
-        for (int i = 0; i < 4; i++) boxes.push_back(i / 2 * 8 + drawn() % 8);
+        for (auto* corners : {&boxes, &patches})
+            for (int i = 0; i < 4; i++) corners->push_back(i / 2 * 8 + drawn() % 8);
+        partners.push_back(drawn() % COUNT);
         labels.push_back(drawn() % CLASSES);
         order.push_back(n * 37 % COUNT);
         flips[n] = drawn() & 1024;
     }
-    const Batch batch{pixels.data(), labels.data(), order.data(), flips, shifts.data(), boxes.data(), factors.data(), COUNT};
+    const Batch batch{pixels.data(), labels.data(), order.data(), flips, shifts.data(), boxes.data(),
+                      partners.data(), patches.data(), factors.data(), COUNT};
     int64_t places[16 * 6];
     for (int64_t k = 0; k < 16 * 6; k++) places[k] = k;
     const float rates[STEPS] = {0.01f, 0.005f, 0.0025f};

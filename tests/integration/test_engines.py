@@ -53,7 +53,7 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
     },
     "tanh-smoothed-augmented": {
         "model.activation": "tanh", "train.lr": 0.25, "train.label_smoothing": 0.1,
-        "train.augmentation": {"horizontal_flip": True, "shift": 2, "erasing": 0.0},
+        "train.augmentation": {"horizontal_flip": True, "shift": 2, "erasing": 0.0, "cutmix": 0.0},
     },
     "max-dropout": {"model.pooling": "max", "model.dropout": 0.3, "train.lr": 0.1},
     "paper-dropout-adamw": {
@@ -61,13 +61,13 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
         "train.weight_decay": 0.04,
     },
     "flipped-momentum": {
-        "model.activation": "tanh", "train.augmentation": {"horizontal_flip": True, "shift": 0, "erasing": 0.0},
-        "train.momentum": 0.9, "train.lr": 0.02,
+        "model.activation": "tanh", "train.momentum": 0.9, "train.lr": 0.02,
+        "train.augmentation": {"horizontal_flip": True, "shift": 0, "erasing": 0.0, "cutmix": 0.0},
     },
     "all-of-it": {
         "model.c3": "paper", "model.pooling": "max", "model.dropout": 0.1,
-        "train.label_smoothing": 0.05, "train.augmentation": {"horizontal_flip": True, "shift": 1, "erasing": 0.3},
-        "train.optimizer": "adamw", "train.lr": 0.001, "train.schedule": "cosine",
+        "train.optimizer": "adamw", "train.lr": 0.001, "train.schedule": "cosine", "train.label_smoothing": 0.05,
+        "train.augmentation": {"horizontal_flip": True, "shift": 1, "erasing": 0.3, "cutmix": 0.5},
     },
 }  # fmt: skip
 # From the usual first weights these learn next to nothing in 300 steps, for sigmoids are flat, and no rounding shows.
@@ -75,7 +75,7 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
 STEEPER = {"the tutorial's": 3.0, "momentum-max-cosine": 2.2, "max-dropout": 3.0, "all-of-it": 3.0}
 RANDOM = {
     "model.dropout": 0.3,
-    "train.augmentation": {"horizontal_flip": True, "shift": 2, "erasing": 0.5},
+    "train.augmentation": {"horizontal_flip": True, "shift": 2, "erasing": 0.5, "cutmix": 0.5},
     "train.lr": 0.1,
 }
 

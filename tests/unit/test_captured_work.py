@@ -20,7 +20,7 @@ from lenet5.data.datasets import Split
 from lenet5.params import ModelParams, TrainParams
 from lenet5.training.engine import count_all, run_steps
 from lenet5.training.loop import make_model
-from lenet5.training.recipe import autograd, batch_loss, make_optimizer
+from lenet5.training.recipe import EpochPlan, autograd, batch_loss, make_optimizer
 from lenet5.training.replicas import Stack, stack_counts, stack_loss
 
 META, CPU = torch.device("meta"), torch.device("cpu")
@@ -32,7 +32,7 @@ RECIPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "adamw": ({"c3": "paper", "activation": "tanh"}, {"optimizer": "adamw", "label_smoothing": 0.1}),
     "all of it": (
         {"c3": "paper", "dropout": 0.3},
-        {"augmentation": {"horizontal_flip": True, "shift": 2, "erasing": 0.5}, "precision": "bf16"},
+        {"augmentation": {"horizontal_flip": True, "shift": 2, "erasing": 0.5, "cutmix": 0.5}, "precision": "bf16"},
     ),
 }
 
@@ -90,15 +90,17 @@ def split(random_split: Make) -> Split:
 
 
 def inputs(device: torch.device, *replicas: int) -> tuple[Tensor, ...]:
-    """Order, flips, shifts, boxes and rates of a launch whose last batch is a smaller one."""
+    """The tensors of a plan, and rates, of a launch whose last batch is a smaller one."""
     images = (STEPS * BATCH + 3, *replicas)
-    return (
-        torch.zeros(images, dtype=torch.long, device=device),
-        torch.zeros(images, dtype=torch.bool, device=device),
-        torch.zeros(*images, 2, dtype=torch.long, device=device),
-        torch.zeros(*images, 4, dtype=torch.uint8, device=device),
-        torch.full((STEPS + 1,), 0.1, device=device),
+    plan = EpochPlan(
+        order=torch.zeros(images, dtype=torch.long, device=device),
+        flips=torch.zeros(images, dtype=torch.bool, device=device),
+        shifts=torch.zeros(*images, 2, dtype=torch.long, device=device),
+        boxes=torch.zeros(*images, 4, dtype=torch.uint8, device=device),
+        partners=torch.zeros(images, dtype=torch.long, device=device),
+        patches=torch.zeros(*images, 4, dtype=torch.uint8, device=device),
     )
+    return *plan, torch.full((STEPS + 1,), 0.1, device=device)
 
 
 def test_training_and_measuring_stay_on_the_device(

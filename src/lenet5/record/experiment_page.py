@@ -39,6 +39,7 @@ _COLUMNS = (
     "params.`train.schedule`",
     "params.`train.augmentation.shift`",
     "params.`train.augmentation.erasing`",
+    "params.`train.augmentation.cutmix`",
     "params.`train.epochs`",
     "params.`train.seed`",
 )

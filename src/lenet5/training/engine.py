@@ -196,21 +196,18 @@ def run_steps(
     plain: Gradients,
     fast: Gradients,
     batch_size: int,
-    order: Tensor,
-    flips: Tensor,
-    shifts: Tensor,
-    boxes: Tensor,
-    rates: Tensor,
+    *launch: Tensor,
 ) -> Tensor:
-    """Train along ``order`` (n,); a step's loss and how many images it got right, (2, steps) float64.
+    """Train along ``launch``: n images of an ``EpochPlan``, its tensors one by one, and each step's learning rate.
 
-    For N replicas ``order`` is (n, N) and the result (2, steps, N).
+    A step's loss and how many images it got right, (2, steps) float64; for N replicas (2, steps, N).
 
     A batch that is smaller than the others goes through ``plain``: compiling for it would not be repaid.
     """
     model.train()
+    *plan, rates = launch
     results = []
-    batches = zip(*(part.split(batch_size) for part in (order, flips, shifts, boxes)), strict=True)
+    batches = zip(*(part.split(batch_size) for part in plan), strict=True)
     for batch, rate in zip(batches, rates, strict=True):
         gradients_of = fast if len(batch[0]) == batch_size else plain
         results.append(train_step(gradients_of, optimizer, batch, rate))

@@ -28,9 +28,12 @@ class UnavailableError(Exception):
     """Why a training cannot be laid out in lanes here."""
 
 
+BATCH = ("pixels", "labels", "order", "flips", "shifts", "boxes", "partners", "patches", "factors")
+
+
 class _Batch(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("pixels", "labels", "order", "flips", "shifts", "boxes", "factors")),
+        *((name, ctypes.c_void_p) for name in BATCH),
         ("count", ctypes.c_int64),
     )
 
@@ -80,14 +83,15 @@ class Lanes:
         self._kept = _memory(self._blocks(params.batch_size) * built.block_bytes())
         self._images = _memory(params.batch_size * built.image_bytes())
 
-    def steps(self, order: Tensor, flips: Tensor, shifts: Tensor, boxes: Tensor, rates: Tensor) -> Tensor:
-        """Train along ``order`` (n,), each image changed as a plan has it: all of them are of an ``EpochPlan``.
+    def steps(self, *launch: Tensor) -> Tensor:
+        """Train along ``launch``: n images of an ``EpochPlan``, its tensors one by one, and each step's learning rate.
 
         A step's mean loss and hits, (2, steps) float64.
         """
+        order, *plan, rates = launch
         size = self._params.batch_size
         batches = order.split(size)
-        changes = [flips, shifts, boxes] if self._params.augmentation.changes() else [None] * 3
+        changes = plan if self._params.augmentation.changes() else [None] * len(plan)
         data = [order, *changes, self._dropout(batches)]
         sums = torch.zeros(len(batches), self._blocks(size), 2, dtype=torch.float64)
         self._call(
@@ -120,7 +124,7 @@ class Lanes:
 
     def _count(self, split: Split) -> Tensor:
         sums = torch.empty(self._blocks(len(split)), 2, dtype=torch.float64)
-        self._call("measure", split, [None] * 5, len(split), sums)
+        self._call("measure", split, [None] * (len(BATCH) - 2), len(split), sums)
         loss, correct = sums.sum(0)
         return torch.stack([loss / len(split), correct])
 

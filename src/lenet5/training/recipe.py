@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lenet5.data.datasets import Split, to_float
-from lenet5.data.fashion_mnist import IMAGE_SIZE
+from lenet5.data.fashion_mnist import CLASSES, IMAGE_SIZE
 from lenet5.params import AugmentationParams, TrainParams
 
 ONECYCLE_WARMUP, ONECYCLE_START, ONECYCLE_END = (
@@ -23,8 +23,8 @@ ONECYCLE_WARMUP, ONECYCLE_START, ONECYCLE_END = (
 
 ERASED_AREA, ERASED_SHAPE = (0.02, 0.33), (0.3, 3.3)  # as torchvision's RandomErasing
 
-BatchLoss = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(order, flips, shifts, boxes) of a batch -> its mean loss and how many of its images are classified rightly."""
+BatchLoss = Callable[..., tuple[Tensor, Tensor]]
+"""A batch, the tensors of its ``EpochPlan`` one by one -> its mean loss and how many images it classifies rightly."""
 
 Gradients = BatchLoss
 """The same, and the gradients of that loss are left in the weights' ``grad``."""
@@ -76,14 +76,17 @@ def make_optimizer(weights: Iterable[nn.Parameter], params: TrainParams) -> torc
 class EpochPlan(NamedTuple):
     """Everything random about an epoch but dropout, drawn ahead so that every device sees the same.
 
-    ``order`` (n,) int64; for the image at each place ``flips`` (n,) bool, ``shifts`` (n, 2) int64 pixels, and
-    ``boxes`` (n, 4) uint8: the first row and column to erase, and the first that are not erased any more.
+    ``order`` (n,) int64; for the image at each place ``flips`` (n,) bool, ``shifts`` (n, 2) int64 pixels, ``boxes``
+    (n, 4) uint8: the first row and column to erase, and the first that are not erased any more; ``patches`` the same
+    of what is pasted, and ``partners`` (n,) int64 the image it comes from.
     """
 
     order: Tensor
     flips: Tensor
     shifts: Tensor
     boxes: Tensor
+    partners: Tensor
+    patches: Tensor
 
 
 def draw_plan(size: int, augmentation: AugmentationParams, generator: torch.Generator) -> EpochPlan:
@@ -95,7 +98,8 @@ def draw_plan(size: int, augmentation: AugmentationParams, generator: torch.Gene
         flips = torch.zeros(size, dtype=torch.bool)
     reach = augmentation.shift
     shifts = torch.randint(-reach, reach + 1, (size, 2), generator=generator)
-    return EpochPlan(order, flips, shifts, _draw_boxes(size, augmentation.erasing, generator))
+    boxes = _draw_boxes(size, augmentation.erasing, generator)
+    return EpochPlan(order, flips, shifts, boxes, *_draw_patches(order, augmentation.cutmix, generator))
 
 
 def _draw_boxes(size: int, probability: float, generator: torch.Generator) -> Tensor:
@@ -115,6 +119,23 @@ def _draw_boxes(size: int, probability: float, generator: torch.Generator) -> Te
     return torch.where((chosen < probability)[:, None], boxes, 0)
 
 
+def _draw_patches(order: Tensor, probability: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Partners and patches of an ``EpochPlan``; an image that is left whole has an empty patch.
+
+    S. Yun et al., "CutMix", 2019, section 3.1, with lambda uniform. Each image has a patch of its own, from any other
+    of the epoch, where they draw one for a whole batch.
+    """
+    size = len(order)
+    if not probability:
+        return order, torch.zeros(size, 4, dtype=torch.uint8)
+    partners = torch.randperm(size, generator=generator)
+    chosen, share, *place = torch.rand(4, size, generator=generator)
+    centers = (torch.stack(place, 1) * IMAGE_SIZE).floor()
+    half = (IMAGE_SIZE / 2 * share.sqrt()).floor()[:, None]
+    patches = torch.cat([centers - half, centers + half], 1).clamp(0, IMAGE_SIZE).byte()
+    return partners, torch.where((chosen < probability)[:, None], patches, 0)
+
+
 def _between(bounds: tuple[float, float], share: Tensor) -> Tensor:
     return share * (bounds[1] - bounds[0]) + bounds[0]
 
@@ -124,60 +145,61 @@ def augment(images: Tensor, flips: Tensor, shifts: Tensor, boxes: Tensor) -> Ten
 
     What moves in, and what is erased, is black.
     """
-    pixels = torch.arange(IMAGE_SIZE, device=images.device)
+    pixels = _pixels(images)
     rows = pixels - shifts[:, :1]
     columns = pixels - shifts[:, 1:]
     columns = torch.where(flips[:, None], IMAGE_SIZE - 1 - columns, columns)
     kept = _both(_within(rows, 0, IMAGE_SIZE), _within(columns, 0, IMAGE_SIZE))
-    top, left, bottom, right = boxes.T[:, :, None]
-    kept &= ~_both(_within(pixels, top, bottom), _within(pixels, left, right))
+    kept &= ~_inside(boxes, pixels)
     rows, columns = rows.clamp(0, IMAGE_SIZE - 1), columns.clamp(0, IMAGE_SIZE - 1)
     image = torch.arange(len(images), device=images.device)[:, None, None]
     return images[image, rows[:, :, None], columns[:, None, :]] * kept
 
 
 def batch_loss(
-    model: Callable[[Tensor], Tensor],
-    data: Split,
-    params: TrainParams,
-    order: Tensor,
-    flips: Tensor,
-    shifts: Tensor,
-    boxes: Tensor,
+    model: Callable[[Tensor], Tensor], data: Split, params: TrainParams, *batch: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Mean loss of ``model`` on the images at ``order`` (B,), changed as asked, and how many it gets right."""
-    images = draw_batch(data.images, params.augmentation, order, flips, shifts, boxes)
-    labels = data.labels[order]
+    """Mean loss of ``model`` on a batch, the tensors of its ``EpochPlan``, and how many images it gets right."""
+    plan = EpochPlan(*batch)
+    images = draw_batch(data.images, params.augmentation, plan)
+    labels, targets = data.labels[plan.order], draw_targets(data.labels, params.augmentation, plan)
     # The cache of converted weights would outlive a captured step.
     with torch.autocast(labels.device.type, torch.bfloat16, params.precision == "bf16", cache_enabled=False):
         logits = model(to_float(images))
-        loss = F.cross_entropy(logits, labels, label_smoothing=params.label_smoothing)
+        loss = F.cross_entropy(logits, targets, label_smoothing=params.label_smoothing)
     return loss, (logits.detach().argmax(1) == labels).sum()
 
 
-def draw_batch(
-    images: Tensor, augmentation: AugmentationParams, order: Tensor, flips: Tensor, shifts: Tensor, boxes: Tensor
-) -> Tensor:
-    """The (B, 28, 28) uint8 images at ``order`` (B,), augmented when asked."""
-    batch = images[order]
-    return augment(batch, flips, shifts, boxes) if augmentation.changes() else batch
+def draw_batch(images: Tensor, augmentation: AugmentationParams, plan: EpochPlan) -> Tensor:
+    """The (B, 28, 28) uint8 images of ``plan``, mixed and augmented when asked."""
+    batch = images[plan.order]
+    if augmentation.cutmix:
+        batch = torch.where(_inside(plan.patches, _pixels(batch)), images[plan.partners], batch)
+    return augment(batch, plan.flips, plan.shifts, plan.boxes) if augmentation.changes() else batch
 
 
-def autograd(
-    loss_of: BatchLoss, optimizer: torch.optim.Optimizer, order: Tensor, flips: Tensor, shifts: Tensor, boxes: Tensor
-) -> tuple[Tensor, Tensor]:
+def draw_targets(labels: Tensor, augmentation: AugmentationParams, plan: EpochPlan) -> Tensor:
+    """The (B,) labels of ``plan``; of mixed images (B, 10), each label by its share of the pixels."""
+    own = labels[plan.order]
+    if not augmentation.cutmix:
+        return own
+    top, left, bottom, right = plan.patches.int().T
+    share = ((bottom - top) * (right - left) / IMAGE_SIZE**2)[:, None]
+    classes = torch.arange(len(CLASSES), device=labels.device)
+    mixed: Tensor = (1 - share) * (own[:, None] == classes) + share * (labels[plan.partners][:, None] == classes)
+    return mixed
+
+
+def autograd(loss_of: BatchLoss, optimizer: torch.optim.Optimizer, *batch: Tensor) -> tuple[Tensor, Tensor]:
     """``loss_of`` a batch, and back through what computed it: ``Gradients`` by PyTorch's own means."""
     optimizer.zero_grad(set_to_none=True)
-    losses, correct = loss_of(order, flips, shifts, boxes)
+    losses, correct = loss_of(*batch)
     losses.backward(torch.ones_like(losses))
     return losses.detach(), correct
 
 
 def train_step(
-    gradients_of: Gradients,
-    optimizer: torch.optim.Optimizer,
-    batch: tuple[Tensor, Tensor, Tensor, Tensor],
-    rate: Tensor,
+    gradients_of: Gradients, optimizer: torch.optim.Optimizer, batch: Iterable[Tensor], rate: Tensor
 ) -> tuple[Tensor, Tensor]:
     """One step of gradient descent at learning rate ``rate`` (); the batch's loss and hits, left on the device.
 
@@ -203,6 +225,15 @@ def _create_state(optimizer: torch.optim.Optimizer, weights: list[nn.Parameter])
 
 def _anneal(start: float, end: float, progress: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def _pixels(images: Tensor) -> Tensor:
+    return torch.arange(IMAGE_SIZE, device=images.device)
+
+
+def _inside(boxes: Tensor, pixels: Tensor) -> Tensor:
+    top, left, bottom, right = boxes.T[:, :, None]
+    return _both(_within(pixels, top, bottom), _within(pixels, left, right))
 
 
 def _within(pixels: Tensor, first: Tensor | int, end: Tensor | int) -> Tensor:

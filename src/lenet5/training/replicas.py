@@ -28,7 +28,15 @@ from lenet5.training.engine import (
     state_tensors,
 )
 from lenet5.training.loop import Progress, epoch_row, make_model, refuse_divergence
-from lenet5.training.recipe import EpochPlan, autograd, draw_batch, draw_plan, learning_rates, make_optimizer
+from lenet5.training.recipe import (
+    EpochPlan,
+    autograd,
+    draw_batch,
+    draw_plan,
+    draw_targets,
+    learning_rates,
+    make_optimizer,
+)
 
 MEASURED_AT_ONCE = 32_000
 """Images, times the replicas: their activations have to fit into memory."""
@@ -104,17 +112,17 @@ def replica_epochs(
             return
 
 
-def stack_loss(
-    stack: Stack, data: Split, params: TrainParams, order: Tensor, flips: Tensor, shifts: Tensor, boxes: Tensor
-) -> tuple[Tensor, Tensor]:
+def stack_loss(stack: Stack, data: Split, params: TrainParams, *batch: Tensor) -> tuple[Tensor, Tensor]:
     """As ``batch_loss``, for N replicas: ``order`` (B, N) and the others alike -> (N,) and (N,)."""
-    inputs = [part.flatten(0, 1) for part in (order, flips, shifts, boxes)]
-    images = draw_batch(data.images, params.augmentation, *inputs)
+    order = batch[0]
+    plan = EpochPlan(*(part.flatten(0, 1) for part in batch))
+    images = draw_batch(data.images, params.augmentation, plan)
     labels = data.labels[order]
+    targets = draw_targets(data.labels, params.augmentation, plan).unflatten(0, order.shape).movedim(-1, 1)
     with torch.autocast(labels.device.type, torch.bfloat16, params.precision == "bf16", cache_enabled=False):
         logits = stack(to_float(images).unflatten(0, order.shape).transpose(0, 1))
         losses = F.cross_entropy(
-            logits.permute(1, 2, 0), labels, reduction="none", label_smoothing=params.label_smoothing
+            logits.permute(1, 2, 0), targets, reduction="none", label_smoothing=params.label_smoothing
         )
     return losses.mean(0), (logits.detach().argmax(2) == labels.T).sum(1)
 

@@ -145,7 +145,7 @@ def test_figures_are_recorded_to_six_digits() -> None:
 def test_a_run_is_named_by_its_recipe_or_by_dvcs_experiment(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DVC_EXP_NAME", raising=False)
     assert run_name(params) == "relu-avg-sgd-0.1-3ep-seed0"
-    moved = AugmentationParams(horizontal_flip=False, shift=2, erasing=0)
+    moved = AugmentationParams(horizontal_flip=False, shift=2, erasing=0, cutmix=0)
     recipe = params.train.model_copy(update={"schedule": "onecycle", "augmentation": moved})
     assert run_name(params.model_copy(update={"train": recipe})) == "relu-avg-sgd-0.1-onecycle-augmented-3ep-seed0"
     monkeypatch.setenv("DVC_EXP_NAME", "puffy-cat")

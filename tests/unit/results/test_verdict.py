@@ -59,7 +59,7 @@ def test_what_is_on_already_is_not_advised(content: dict[str, Any]) -> None:
     overfitting = history(0.0, 0.01, 0.03)
     params = changed(content, model__dropout=0.2, train__weight_decay=1e-4)
     assert verdict(overfitting, 2, 2, params).endswith("consider `train.augmentation` (now off).")
-    params = changed(content, train__augmentation={"horizontal_flip": False, "shift": 0, "erasing": 0.5})
+    params = changed(content, train__augmentation={"horizontal_flip": False, "shift": 0, "erasing": 0.0, "cutmix": 0.5})
     assert "stronger `train.augmentation`, `model.dropout` or `train.weight_decay`" in verdict(
         overfitting, 2, 2, params
     )

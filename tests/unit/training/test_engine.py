@@ -20,7 +20,7 @@ from lenet5.training import engine as engine_module
 from lenet5.training.cuda_graph import WARM_UPS
 from lenet5.training.device import pick_device, set_deterministic, set_precision
 from lenet5.training.engine import Engine, EngineChoice, EpochResult, choose_engine, count_all
-from lenet5.training.recipe import EpochPlan, augment, batch_loss, draw_plan
+from lenet5.training.recipe import EpochPlan, batch_loss, draw_batch, draw_plan, draw_targets
 
 TrainParamsOf = Callable[..., TrainParams]
 EAGER = EngineChoice("eager", False, "")
@@ -73,26 +73,28 @@ def test_running_figures_weigh_every_image_alike_though_the_last_batch_is_smalle
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-@pytest.mark.parametrize("augmentation", [(False, 0, 0), (True, 0, 0), (False, 3, 0), (False, 0, 1)])
+@pytest.mark.parametrize(
+    "augmentation", [(False, 0, 0, 0), (True, 0, 0, 0), (False, 3, 0, 0), (False, 0, 1, 0), (False, 0, 0, 1)]
+)
 def test_an_epoch_is_plain_gradient_descent_along_its_plan(
     model: LeNet5,
     train_params: TrainParamsOf,
     random_split: Callable[[int, int], Split],
     smoothing: float,
-    augmentation: tuple[bool, int, float],
+    augmentation: tuple[bool, int, float, float],
 ) -> None:
     data, rates = random_split(10, 0), [0.1, 0.3, 0.05]
-    flip, shift, erasing = augmentation
-    changes = AugmentationParams(horizontal_flip=flip, shift=shift, erasing=erasing)
+    flip, shift, erasing, cutmix = augmentation
+    changes = AugmentationParams(horizontal_flip=flip, shift=shift, erasing=erasing, cutmix=cutmix)
     params = train_params(batch_size=4, label_smoothing=smoothing, augmentation=changes)
     plan = draw_plan(10, changes, plan_generator())
     by_hand = deepcopy(model)
     train_epoch(model, data, plan, rates, params)
     for step, rate in enumerate(rates):
         places = slice(step * 4, step * 4 + 4)
-        order, *drawn = (part[places] for part in plan)
-        logits = by_hand(augment(data.images[order], *drawn)[:, None] / 255)
-        loss = F.cross_entropy(logits, data.labels[order], label_smoothing=smoothing)
+        batch = EpochPlan(*(part[places] for part in plan))
+        logits = by_hand(draw_batch(data.images, changes, batch)[:, None] / 255)
+        loss = F.cross_entropy(logits, draw_targets(data.labels, changes, batch), label_smoothing=smoothing)
         weights = list(by_hand.parameters())
         with torch.no_grad():
             for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
@@ -164,7 +166,10 @@ COMBINATIONS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {"momentum": 0.9, "schedule": "cosine"}),
     ({"pooling": "max", "c3": "paper"}, {"optimizer": "adamw", "lr": 0.002, "schedule": "onecycle"}),
     ({"activation": "sigmoid"}, {"weight_decay": 0.01, "batch_size": 32}),
-    ({"dropout": 0.3}, {"augmentation": {"horizontal_flip": True, "shift": 2, "erasing": 0.5}, "label_smoothing": 0.1}),
+    (
+        {"dropout": 0.3},
+        {"augmentation": {"horizontal_flip": True, "shift": 2, "erasing": 0.5, "cutmix": 0.5}, "label_smoothing": 0.1},
+    ),
 ]
 
 
@@ -273,9 +278,9 @@ def test_loss_and_measuring_on_cuda_wait_for_nothing_and_mix_no_devices(
     with FakeTensorMode(), CUDA, torch.no_grad():
         model = LeNet5(model_params(**model_changes))
         data = Split(torch.empty(32, 28, 28, dtype=torch.uint8), torch.empty(32, dtype=torch.long))
-        order, flips = torch.arange(10), torch.zeros(10, dtype=torch.bool)
-        shifts, boxes = torch.zeros(10, 2, dtype=torch.long), torch.zeros(10, 4, dtype=torch.uint8)
-        loss, correct = batch_loss(model, data, params, order, flips, shifts, boxes)
+        order, corners = torch.arange(10), torch.zeros(10, 4, dtype=torch.uint8)
+        flips, shifts = torch.zeros(10, dtype=torch.bool), torch.zeros(10, 2, dtype=torch.long)
+        loss, correct = batch_loss(model, data, params, order, flips, shifts, corners, order, corners)
         counts = count_all(model, [data, data])
         with pytest.raises(DataDependentOutputException):
             loss.item()

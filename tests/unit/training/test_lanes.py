@@ -28,7 +28,7 @@ from lenet5.training import compiler, lanes
 from lenet5.training.compiler import BuildError, build, compiler_command
 from lenet5.training.engine import Engine, EngineChoice, choose_engine
 from lenet5.training.loop import make_model
-from lenet5.training.recipe import augment, draw_plan, make_optimizer
+from lenet5.training.recipe import EpochPlan, draw_batch, draw_plan, draw_targets, make_optimizer
 
 pytestmark = pytest.mark.skipif(
     platform.system() != "Linux" or not shutil.which(compiler_command()[0]),
@@ -105,15 +105,19 @@ def test_loss_hits_and_gradients_are_no_further_from_float64_than_pytorchs(
     torch.manual_seed(0)
     model, data = LeNet5(model_params(**changes)), random_split(250, 1)
     changed = train_params(
-        batch_size=size, label_smoothing=0.1, augmentation={"horizontal_flip": True, "shift": 3, "erasing": 0.5}
+        batch_size=size,
+        label_smoothing=0.1,
+        augmentation={"horizontal_flip": True, "shift": 3, "erasing": 0.5, "cutmix": 0.5},
     )
     batch = batch_of(size, len(data), changed)
-    images, labels = augment(data.images[batch[0]], *batch[1:])[:, None], data.labels[batch[0]]
+    plan, augmentation = EpochPlan(*batch), changed.augmentation
+    images, labels = draw_batch(data.images, augmentation, plan)[:, None], data.labels[plan.order]
+    targets = draw_targets(data.labels, augmentation, plan)
 
     def by_pytorch(dtype: torch.dtype) -> tuple[Tensor, Tensor, list[Tensor]]:
         net = deepcopy(model).to(dtype)
         logits = net(images.to(dtype) / 255)
-        loss = F.cross_entropy(logits, labels, label_smoothing=0.1)
+        loss = F.cross_entropy(logits, targets.to(dtype), label_smoothing=0.1)
         return loss, (logits.argmax(1) == labels).sum(), list(torch.autograd.grad(loss, net.parameters()))
 
     trained = native(model, data, changed)
@@ -206,7 +210,7 @@ def test_a_training_is_the_same_to_the_last_bit_on_any_number_of_threads(
     params = train_params(
         batch_size=150,
         weight_decay=0.01,
-        augmentation={"horizontal_flip": True, "shift": 2, "erasing": 0.5},
+        augmentation={"horizontal_flip": True, "shift": 2, "erasing": 0.5, "cutmix": 0.5},
         **optimizer,
     )
     trained = []

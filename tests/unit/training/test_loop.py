@@ -23,7 +23,7 @@ from tests.params import CONTENT
 
 CPU = torch.device("cpu")
 OVERFITTING = {"epochs": 8, "lr": 0.05, "momentum": 0.9}
-ALL_CHANGES = {"horizontal_flip": True, "shift": 2, "erasing": 0.5}
+ALL_CHANGES = {"horizontal_flip": True, "shift": 2, "erasing": 0.5, "cutmix": 0.5}
 
 Start = Callable[..., Training]
 
@@ -167,9 +167,10 @@ def test_training_twice_with_one_seed_gives_identical_weights_and_history(start:
         {"label_smoothing": 0.1},
         {"model": {"dropout": 0.3}},
         {"model": {"pooling": "max"}},
-        {"augmentation": {"horizontal_flip": True, "shift": 0, "erasing": 0.0}},
-        {"augmentation": {"horizontal_flip": False, "shift": 2, "erasing": 0.0}},
-        {"augmentation": {"horizontal_flip": False, "shift": 0, "erasing": 0.5}},
+        {"augmentation": {"horizontal_flip": True, "shift": 0, "erasing": 0.0, "cutmix": 0.0}},
+        {"augmentation": {"horizontal_flip": False, "shift": 2, "erasing": 0.0, "cutmix": 0.0}},
+        {"augmentation": {"horizontal_flip": False, "shift": 0, "erasing": 0.5, "cutmix": 0.0}},
+        {"augmentation": {"horizontal_flip": False, "shift": 0, "erasing": 0.0, "cutmix": 0.5}},
         {"momentum": 0.9},
         {"weight_decay": 0.1},
         {"optimizer": "adamw", "lr": 0.002},

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 from torchvision.transforms import RandomErasing
+from torchvision.transforms.v2 import CutMix
 
 from lenet5.network.lenet5 import LeNet5
 from lenet5.params import AugmentationParams, ModelParams, TrainParams
-from lenet5.training.recipe import augment, draw_plan, learning_rates, make_optimizer
+from lenet5.training.recipe import augment, draw_batch, draw_plan, draw_targets, learning_rates, make_optimizer
 
 TrainParamsOf = Callable[..., TrainParams]
 SCHEDULERS: dict[str, Callable[[torch.optim.Optimizer, int], LRScheduler]] = {
@@ -92,30 +93,37 @@ def test_augmentation_mirrors_then_moves_then_erases_and_what_is_new_is_black(
         np.testing.assert_array_equal(changed.numpy(), augment_by_hand(image, *change))
 
 
-@given(st.integers(1, 300), st.booleans(), st.integers(0, 14), st.floats(0, 1), st.integers(0, 10))
-def test_every_image_comes_once_an_epoch(size: int, flip: bool, shift: int, erasing: float, seed: int) -> None:
-    augmentation = AugmentationParams(horizontal_flip=flip, shift=shift, erasing=erasing)
+@given(st.integers(1, 300), st.booleans(), st.integers(0, 14), st.floats(0, 1), st.floats(0, 1), st.integers(0, 10))
+def test_every_image_comes_once_an_epoch(
+    size: int, flip: bool, shift: int, erasing: float, cutmix: float, seed: int
+) -> None:
+    augmentation = AugmentationParams(horizontal_flip=flip, shift=shift, erasing=erasing, cutmix=cutmix)
     plan = draw_plan(size, augmentation, plan_generator(seed))
     assert plan.order.sort().values.tolist() == list(range(size))
     assert plan.flips.shape == (size,)
     assert plan.shifts.shape == (size, 2)
     assert plan.shifts.abs().max() <= shift
     assert flip or not plan.flips.any()
-    assert plan.boxes.shape == (size, 4)
-    assert plan.boxes.min() >= 0
-    assert plan.boxes.max() <= 28
-    assert erasing or not plan.boxes.any()
+    for corners, probability in ((plan.boxes, erasing), (plan.patches, cutmix)):
+        assert corners.shape == (size, 4)
+        assert corners.dtype == torch.uint8
+        assert corners.max() <= 28
+        assert (corners[:, :2] <= corners[:, 2:]).all()
+        assert probability or not corners.any()
+    assert plan.partners.sort().values.tolist() == list(range(size))
 
 
 def test_half_the_images_are_mirrored_and_all_shifts_occur() -> None:
-    plan = draw_plan(2000, AugmentationParams(horizontal_flip=True, shift=2, erasing=0), plan_generator())
+    plan = draw_plan(2000, AugmentationParams(horizontal_flip=True, shift=2, erasing=0, cutmix=0), plan_generator())
     assert 900 < plan.flips.sum() < 1100
     for axis in plan.shifts.T:
         assert axis.unique().tolist() == [-2, -1, 0, 1, 2]
 
 
 def test_boxes_are_those_that_torchvision_erases() -> None:
-    plan = draw_plan(40_000, AugmentationParams(horizontal_flip=False, shift=0, erasing=0.5), plan_generator())
+    plan = draw_plan(
+        40_000, AugmentationParams(horizontal_flip=False, shift=0, erasing=0.5, cutmix=0), plan_generator()
+    )
     corners, ends = plan.boxes.split(2, dim=1)
     erased = (ends > corners).all(1)
     assert 19_500 < erased.sum() < 20_500
@@ -130,17 +138,56 @@ def test_boxes_are_those_that_torchvision_erases() -> None:
         assert abs(ours.double().mean() - theirs.double().mean()) < 0.3
 
 
-def test_erasing_leaves_everything_else_that_is_drawn_as_it_was() -> None:
-    plain, erased = (
-        draw_plan(50, AugmentationParams(horizontal_flip=True, shift=3, erasing=erasing), plan_generator())
-        for erasing in (0, 1)
+def test_patches_are_those_that_torchvision_cuts() -> None:
+    plan = draw_plan(
+        40_000, AugmentationParams(horizontal_flip=False, shift=0, erasing=0, cutmix=0.5), plan_generator()
     )
-    assert all(torch.equal(one, other) for one, other in zip(plain[:3], erased[:3], strict=True))
-    assert not torch.equal(plain.boxes, erased.boxes)
+    torch.manual_seed(0)
+    cut = CutMix(num_classes=10)
+    theirs = [cut.make_params([torch.zeros(1, 28, 28)]) for _ in range(20_000)]
+    corners = torch.tensor([[top, left, bottom, right] for left, top, right, bottom in (one["box"] for one in theirs)])
+    mixed = (plan.patches[:, 2:] > plan.patches[:, :2]).all(1)
+    half = len(mixed) / 2 * (corners[:, 2:] > corners[:, :2]).all(1).double().mean()  # some patches are empty
+    assert abs(mixed.sum() - half) < 500
+    chosen = corners[(corners[:, 2:] > corners[:, :2]).all(1)]
+    for ours, of_torchvision in zip(plan.patches[mixed].T, chosen.T, strict=True):
+        for share in torch.linspace(0, 1, 11):
+            assert abs(ours.double().quantile(share.double()) - of_torchvision.double().quantile(share.double())) <= 1
+        assert abs(ours.double().mean() - of_torchvision.double().mean()) < 0.3
+
+
+def test_a_mixed_image_has_anothers_patch_and_each_label_by_its_share_of_the_pixels() -> None:
+    augmentation = AugmentationParams(horizontal_flip=True, shift=2, erasing=0.5, cutmix=1)
+    images = torch.randint(1, 256, (50, 28, 28), dtype=torch.uint8, generator=plan_generator())
+    labels = torch.arange(50) % 10
+    plan = draw_plan(50, augmentation, plan_generator())
+    batch, targets = draw_batch(images, augmentation, plan), draw_targets(labels, augmentation, plan)
+    for n in range(50):
+        top, left, bottom, right = plan.patches[n].tolist()
+        mixed, share = images[plan.order[n]].clone(), (bottom - top) * (right - left) / 784
+        mixed[top:bottom, left:right] = images[plan.partners[n], top:bottom, left:right]
+        down, aside = plan.shifts[n].tolist()
+        by_hand = augment_by_hand(mixed, bool(plan.flips[n]), down, aside, tuple(plan.boxes[n].tolist()))
+        np.testing.assert_array_equal(batch[n].numpy(), by_hand)
+        expected = [0.0] * 10
+        expected[labels[plan.order[n]]] += 1 - share
+        expected[labels[plan.partners[n]]] += share
+        assert targets[n].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(("change", "drawn"), [({"erasing": 1}, {"boxes"}), ({"cutmix": 1}, {"partners", "patches"})])
+def test_a_change_leaves_everything_else_that_is_drawn_as_it_was(change: dict[str, float], drawn: set[str]) -> None:
+    usual = AugmentationParams(horizontal_flip=True, shift=3, erasing=0, cutmix=0)
+    plain, changed = (
+        draw_plan(50, augmentation, plan_generator()) for augmentation in (usual, usual.model_copy(update=change))
+    )
+    assert {
+        name for name, one, other in zip(plain._fields, plain, changed, strict=True) if not torch.equal(one, other)
+    } == drawn
 
 
 def test_the_seed_decides_the_plan_and_each_epoch_has_its_own() -> None:
-    augmentation = AugmentationParams(horizontal_flip=True, shift=3, erasing=0.5)
+    augmentation = AugmentationParams(horizontal_flip=True, shift=3, erasing=0.5, cutmix=0.5)
     generator = plan_generator(1)
     first, second = (draw_plan(50, augmentation, generator) for _ in range(2))
     again = draw_plan(50, augmentation, plan_generator(1))

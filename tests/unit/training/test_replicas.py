@@ -25,7 +25,10 @@ SEEDS = [3, 4, 9]
         ({"pooling": "max", "c3": "paper", "activation": "tanh"}, {"optimizer": "adamw", "lr": 0.002}),
         (
             {"activation": "sigmoid"},
-            {"augmentation": {"horizontal_flip": True, "shift": 2, "erasing": 0.5}, "label_smoothing": 0.1},
+            {
+                "augmentation": {"horizontal_flip": True, "shift": 2, "erasing": 0.5, "cutmix": 0.5},
+                "label_smoothing": 0.1,
+            },
         ),
         ({"activation": "tanh"}, {"epochs": 12, "lr": 0.05, "momentum": 0.9, "patience": 2}),
         ({}, {"weights": "last", "batch_size": 32, "weight_decay": 0.01}),

@@ -32,13 +32,16 @@ struct Block {
 };
 
 // A batch: which images, or null for the first ones; what is changed in each, or null: mirrored, moved down and right,
-// a box erased; the factors of dropout, (count, DROPPED), or null.
+// a box erased, before all of this a patch taken from another image, whose label counts by its share; the factors of
+// dropout, (count, DROPPED), or null.
 struct Batch {
     const uint8_t* pixels;
     const int64_t *labels, *order;
     const bool* flips;
     const int64_t* shifts;
     const uint8_t* boxes;
+    const int64_t* partners;
+    const uint8_t* patches;
     const float* factors;
     int64_t count;
 
@@ -52,6 +55,8 @@ struct Batch {
                 flips ? flips + first : nullptr,
                 shifts ? shifts + 2 * first : nullptr,
                 boxes ? boxes + 4 * first : nullptr,
+                partners ? partners + first : nullptr,
+                patches ? patches + 4 * first : nullptr,
                 factors ? factors + first * DROPPED : nullptr,
                 smaller(size, count - first)};
     }
@@ -64,6 +69,10 @@ struct Levels {
     }
 };
 constexpr Levels LEVELS;
+
+// A box is the first row and column, and the first that are outside again.
+constexpr uint8_t WHOLE_IMAGE[] = {0, 0, SIDE, SIDE};
+float share(const uint8_t* box) { return float((box[2] - box[0]) * (box[3] - box[1])) / PIXELS; }
 
 // The network on a block of images, one in each lane of a Vector.
 template <typename Vector>
@@ -102,17 +111,22 @@ struct Network {
         sums[0] = sums[1] = 0;
         for (int c = 0; c < CLASSES; c++) dlogits[c] = Vector{};  // of lanes without an image
         for (int lane = 0; lane < have; lane++) {
-            const int label = batch.labels[batch.image(first + lane)];
+            const int64_t n = first + lane;
+            const int label = batch.labels[batch.image(n)];
+            const int other = batch.partners ? batch.labels[batch.partners[n]] : label;
+            const float part = batch.patches ? share(batch.patches + 4 * n) : 0;
             double mean = 0;
             int best = 0;
             for (int c = 0; c < CLASSES; c++) {
-                const float wanted = smoothing / CLASSES + (c == label ? 1 - smoothing : 0);
+                const float hard = (c == label ? 1 - part : 0) + (c == other ? part : 0);
+                const float wanted = smoothing / CLASSES + (1 - smoothing) * hard;
                 dlogits[c][lane] = (shares[c][lane] / total[lane] - wanted) / batch.count;
                 mean += double(logits[c][lane]) / CLASSES;
                 if (logits[c][lane] > logits[best][lane]) best = c;
             }
             const double normal = largest[lane] + std::log(double(total[lane]));
-            sums[0] += normal - (1 - smoothing) * double(logits[label][lane]) - smoothing * mean;
+            const double hard = (1 - part) * double(logits[label][lane]) + part * double(logits[other][lane]);
+            sums[0] += normal - (1 - smoothing) * hard - smoothing * mean;
             sums[1] += best == label;
         }
     }
@@ -146,20 +160,25 @@ struct Network {
         std::memset(&x, 0, sizeof x);
         for (int lane = 0; lane < have; lane++) {
             const int64_t n = first + lane;
-            const uint8_t* image = batch.pixels + batch.image(n) * PIXELS;
-            const bool flip = batch.flips && batch.flips[n];
-            const int down = batch.shifts ? batch.shifts[2 * n] : 0, right = batch.shifts ? batch.shifts[2 * n + 1] : 0;
-            const int step = flip ? -1 : 1, start = flip ? SIDE - 1 + right : -right;
-            for (int row = larger(0, down); row < smaller(SIDE, SIDE + down); row++) {
-                const uint8_t* from = image + (row - down) * SIDE + start;
-                for (int column = larger(0, right); column < smaller(SIDE, SIDE + right); column++)
-                    x[0][row + PADDING][column + PADDING][lane] = LEVELS.of[from[step * column]];
-            }
+            place(batch, n, batch.image(n), WHOLE_IMAGE, lane);
+            if (batch.patches) place(batch, n, batch.partners[n], batch.patches + 4 * n, lane);
             if (batch.boxes) erase(batch.boxes + 4 * n, lane);
         }
     }
 
-    // `box`: the first row and column, and the first that are not erased any more.
+    // What `image` has in `box`, mirrored and moved as the image at place `n` is.
+    void place(const Batch& batch, int64_t n, int64_t image, const uint8_t* box, int lane) {
+        const bool flip = batch.flips && batch.flips[n];
+        const int down = batch.shifts ? batch.shifts[2 * n] : 0, right = batch.shifts ? batch.shifts[2 * n + 1] : 0;
+        const int step = flip ? -1 : 1, start = PADDING + (flip ? SIDE - 1 + right : right), aside = step * right;
+        for (int row = larger<int>(box[0], -down); row < smaller<int>(box[2], SIDE - down); row++) {
+            const uint8_t* from = batch.pixels + image * PIXELS + row * SIDE;
+            Vector* to = &x[0][row + down + PADDING][start];
+            for (int column = larger<int>(box[1], -aside); column < smaller<int>(box[3], SIDE - aside); column++)
+                to[step * column][lane] = LEVELS.of[from[column]];
+        }
+    }
+
     void erase(const uint8_t* box, int lane) {
         for (int row = box[0]; row < box[2]; row++)
             for (int column = box[1]; column < box[3]; column++)
