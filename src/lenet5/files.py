@@ -52,6 +52,11 @@ def _beside(path: Path) -> str:
     return f".{path.stem}."
 
 
+def from_home(path: str) -> Path:
+    """``path``, its ~ or ~name as a shell reads it; a name that nobody has stays as it is."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - pathlib's raises for such a name
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace ``path`` by ``content`` in one step."""
     with atomic_path(path) as beside:

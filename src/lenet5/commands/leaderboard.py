@@ -12,9 +12,10 @@ from rich.text import Text
 
 from lenet5.commands.tables import GAP, SHARE, find, html_page, html_row, html_table, print_table, written
 from lenet5.errors import UserError
-from lenet5.record.promotion import discordant, holm, mcnemar, told_p
+from lenet5.record.promotion import discordant, mcnemar, told_p
 from lenet5.record.result import Measured
 from lenet5.results.figures import draw_comparison
+from lenet5.search.luck import holm
 
 _TEST = ("test", "accuracy")
 MOST = len(string.ascii_uppercase)

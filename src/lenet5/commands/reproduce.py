@@ -19,7 +19,7 @@ from rich.table import Table
 
 from lenet5.data.fashion_mnist import RAW_DIR
 from lenet5.errors import UserError
-from lenet5.files import digest, read_json
+from lenet5.files import digest, from_home, read_json
 from lenet5.outs import EVALUATION, WEIGHTS
 from lenet5.params import load_params
 from lenet5.record.addresses import sqlite_uri
@@ -87,7 +87,7 @@ def _train_and_evaluate(workspace: Path) -> None:
         "MLFLOW_TRACKING_URI": sqlite_uri(workspace / "mlflow.db"),
     }
     own = os.environ.get("FASHION_MNIST_DIR")
-    data = Path(os.path.expanduser(own)) if own and not RAW_DIR.is_dir() else RAW_DIR  # noqa: PTH111 - as in sources
+    data = from_home(own) if own and not RAW_DIR.is_dir() else RAW_DIR
     environment["FASHION_MNIST_DIR"] = str(data.absolute())
     with subprocess.Popen([sys.executable, "-m", "dvc", "repro", "evaluate"], cwd=workspace, env=environment) as dvc:
         try:

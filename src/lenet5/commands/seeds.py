@@ -6,7 +6,6 @@ shuffling. The workspace's outs stay as they are.
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -29,6 +28,7 @@ from lenet5.record.result import evaluation_figures
 from lenet5.results.history import EpochRow
 from lenet5.search.engine import Engine, Failed, Gained, Lost
 from lenet5.search.local import LocalEngine
+from lenet5.search.luck import CONFIDENCE, Spread, spread
 from lenet5.search.runs import run_all
 from lenet5.search.seeds import TOGETHER, seed_jobs, train_seeds
 from lenet5.training.checkpoint import result_key
@@ -39,19 +39,8 @@ from lenet5.workspace import PARAMS_FILE, PIPELINE_FILE, SEEDS, main_workspace
 if TYPE_CHECKING:
     from lenet5.record.seeds import SeedsRun  # MLflow, which is imported when the params are known to be right
 
-CONFIDENCE = 0.95
 _LARGEST_SEED = 2**31 - 1
 _ABOUT_A_MEAN = ("deviation", "low", "high")
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Mean, sample standard deviation, and Student's interval around the mean, of one figure over the seeds."""
-
-    mean: float
-    deviation: float
-    low: float
-    high: float
 
 
 def seeds(count: int, on: str | None, gpus: float) -> int:
@@ -176,16 +165,6 @@ class _Sender:
         except UserError as error:
             self._behind = True
             display.say(f"training goes on, and the rest is sent at its end: {error}")
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Of two or more values of one figure."""
-    from scipy.stats import t
-
-    numbers = torch.tensor(values, dtype=torch.float64)
-    mean, deviation = numbers.mean().item(), numbers.std().item()
-    margin = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * deviation / len(values) ** 0.5
-    return Spread(mean, deviation, mean - margin, mean + margin)
 
 
 def spread_table(spreads: Mapping[str, Spread], count: int) -> Table:

@@ -26,7 +26,7 @@ from urllib3.util import Retry
 
 from lenet5.data.fashion_mnist import SHA256, is_verified
 from lenet5.errors import UserError, without_credentials
-from lenet5.files import digest, write_bytes
+from lenet5.files import digest, from_home, write_bytes
 from lenet5.params import DownloadParams
 
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
@@ -53,8 +53,7 @@ def fetch_all(raw_dir: Path, params: DownloadParams, own_copy: str | None) -> li
     report: list[str] = []
     for folder in filter(None, (own_copy, params.local_dir)):
         if wanted:
-            place = Path(os.path.expanduser(folder))  # noqa: PTH111 - which leaves the ~name of nobody as it is
-            wanted = _take(folder, partial(_from_folder, place), wanted, raw_dir, report)
+            wanted = _take(folder, partial(_from_folder, from_home(folder)), wanted, raw_dir, report)
     for source in params.sources:
         if wanted and source == "debian":
             with tempfile.TemporaryDirectory() as scratch:

@@ -1,10 +1,8 @@
 """Which model version becomes champion, and why."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from sys import float_info
 
-import numpy as np
 import pandas as pd
 
 from lenet5.params import RegisterParams
@@ -70,15 +68,6 @@ def discordant(first: pd.DataFrame, second: pd.DataFrame) -> tuple[int, int]:
     """How many of the same images only the first of two models classifies rightly, and only the second."""
     right, other = (table["true"] == table["predicted"] for table in (first, second))
     return int((right & ~other).sum()), int((other & ~right).sum())
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """``p_values`` of several tests, adjusted so that none is small by their number alone (Holm, 1979)."""
-    order = np.argsort(p_values, kind="stable")
-    times = np.arange(len(p_values), 0, -1)
-    adjusted = np.empty(len(p_values))
-    adjusted[order] = np.maximum.accumulate(times * np.asarray(p_values)[order]).clip(max=1)
-    return [float(value) for value in adjusted]
 
 
 def mcnemar(first_only: int, second_only: int) -> float:

@@ -78,12 +78,14 @@ class SeedsRun:
     def _find_or_open(self, name: str, seeds: Sequence[int]) -> dict[str, MlflowRun]:
         shared = {name: value for name, value in self._recipe.items() if name != "train.seed"}
         params = shared | {"seeds": str(len(seeds))}
-        if not self._store.runs(SEEDS, self._question):
+        runs = self._store.runs(SEEDS, self._question)
+        if not runs:
             note = f"Means over {len(seeds)} seeds, {seeds[0]} to {seeds[-1]}, with their deviation and interval."
             tags = {**self._tags, SEEDS: self._question, DESCRIPTION: note}
             self._store.create_run(f"{name}-and-{len(seeds) - 1}-more", tags, params, self._code)
+            runs = self._store.runs(SEEDS, self._question)
         # Of two, the one that has children is in use.
-        found = sorted(self._store.runs(SEEDS, self._question), key=lambda run: not self._children_of(run.info.run_id))
+        found = sorted(runs, key=lambda run: not self._children_of(run.info.run_id))
         parents = one_of_each(self._store.client, found, SEEDS, {})
         if not parents[self._question].data.params:  # nobody was told of it, or who opened it was killed over it
             self._store.describe(parents[self._question], params, self._code)

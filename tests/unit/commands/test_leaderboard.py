@@ -6,7 +6,6 @@ from rich.console import Console
 
 from lenet5.commands.leaderboard import Leaderboard, board_page, rank, show_board
 from lenet5.errors import UserError
-from lenet5.record.promotion import holm
 
 from .test_compare import Page, measured
 
@@ -49,13 +48,6 @@ def test_no_name_or_value_is_cut_where_many_stand_side_by_side() -> None:
     assert max(map(len, text.partition("Accuracies in %")[0].splitlines())) <= 80
     names = "".join(re.findall("^  (\\S+)", text.partition("Params that differ")[2], re.MULTILINE))
     assert "train.augmentation.horizontal_flip" in names
-
-
-def test_holm_by_hand() -> None:
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([0.5, 0.4]) == pytest.approx([0.8, 0.8])
-    assert holm([0.9, 0.8]) == [1, 1]
-    assert holm([]) == []
 
 
 def test_a_terminal_of_eighty_columns_shows_the_whole_leaderboard(board: Leaderboard) -> None:

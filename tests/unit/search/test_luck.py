@@ -7,7 +7,7 @@ import pytest
 
 from lenet5.params import Params
 from lenet5.search.confirm import Values, candidates, verdicts
-from lenet5.search.luck import fresh_pairs, paired_gain
+from lenet5.search.luck import fresh_pairs, holm, paired_gain
 from lenet5.search.plan import Plan, trial_params
 from lenet5.search.trials import Trial
 
@@ -96,3 +96,10 @@ def test_without_the_correction_overlapping_splits_would_confirm_too_much(
     overlapping = HELD_OUT / 60_000
     rates = [false_confirmations(500, overlapping, held_out, plan(), base) for held_out in (1, HELD_OUT)]
     assert rates[0] > rates[1]
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.4]) == pytest.approx([0.8, 0.8])
+    assert holm([0.9, 0.8]) == [1, 1]
+    assert holm([]) == []
