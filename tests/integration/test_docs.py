@@ -64,7 +64,7 @@ INSTEAD = {
             "what trains after it would train for long",
             "cp params.yaml {folder} && {command} && cp {folder}/params.yaml params.yaml",
         )
-        for name in ("tutorial", "searched", "erased")
+        for name in ("tutorial", "searched", "erased", "mixed")
     },
     "make ui": Instead(INSTALLS, "make --dry-run ui", test="test_ui.py::test_the_printed_links_open_model_training"),
     "make record": Instead(
