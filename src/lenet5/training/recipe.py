@@ -162,7 +162,8 @@ def batch_loss(
     """Mean loss of ``model`` on a batch, the tensors of its ``EpochPlan``, and how many images it gets right."""
     plan = EpochPlan(*batch)
     images = draw_batch(data.images, params.augmentation, plan)
-    labels, targets = data.labels[plan.order], draw_targets(data.labels, params.augmentation, plan)
+    labels = data.labels[plan.order]
+    targets = mix_labels(labels, data.labels, params.augmentation, plan)
     # The cache of converted weights would outlive a captured step.
     with torch.autocast(labels.device.type, torch.bfloat16, params.precision == "bf16", cache_enabled=False):
         logits = model(to_float(images))
@@ -178,9 +179,11 @@ def draw_batch(images: Tensor, augmentation: AugmentationParams, plan: EpochPlan
     return augment(batch, plan.flips, plan.shifts, plan.boxes) if augmentation.changes() else batch
 
 
-def draw_targets(labels: Tensor, augmentation: AugmentationParams, plan: EpochPlan) -> Tensor:
-    """The (B,) labels of ``plan``; of mixed images (B, 10), each label by its share of the pixels."""
-    own = labels[plan.order]
+def mix_labels(own: Tensor, labels: Tensor, augmentation: AugmentationParams, plan: EpochPlan) -> Tensor:
+    """The (B,) labels that images of ``plan`` have of their ``own``, or mixed with those of their partners.
+
+    Then (B, 10), each label by its share of the pixels.
+    """
     if not augmentation.cutmix:
         return own
     top, left, bottom, right = plan.patches.int().T

@@ -33,9 +33,9 @@ from lenet5.training.recipe import (
     autograd,
     draw_batch,
     draw_plan,
-    draw_targets,
     learning_rates,
     make_optimizer,
+    mix_labels,
 )
 
 MEASURED_AT_ONCE = 32_000
@@ -118,7 +118,8 @@ def stack_loss(stack: Stack, data: Split, params: TrainParams, *batch: Tensor) -
     plan = EpochPlan(*(part.flatten(0, 1) for part in batch))
     images = draw_batch(data.images, params.augmentation, plan)
     labels = data.labels[order]
-    targets = draw_targets(data.labels, params.augmentation, plan).unflatten(0, order.shape).movedim(-1, 1)
+    mixed = mix_labels(labels.flatten(), data.labels, params.augmentation, plan)
+    targets = mixed.unflatten(0, order.shape).movedim(-1, 1)
     with torch.autocast(labels.device.type, torch.bfloat16, params.precision == "bf16", cache_enabled=False):
         logits = stack(to_float(images).unflatten(0, order.shape).transpose(0, 1))
         losses = F.cross_entropy(

@@ -20,7 +20,7 @@ from lenet5.training import engine as engine_module
 from lenet5.training.cuda_graph import WARM_UPS
 from lenet5.training.device import pick_device, set_deterministic, set_precision
 from lenet5.training.engine import Engine, EngineChoice, EpochResult, choose_engine, count_all
-from lenet5.training.recipe import EpochPlan, batch_loss, draw_batch, draw_plan, draw_targets
+from lenet5.training.recipe import EpochPlan, batch_loss, draw_batch, draw_plan, mix_labels
 
 TrainParamsOf = Callable[..., TrainParams]
 EAGER = EngineChoice("eager", False, "")
@@ -94,7 +94,8 @@ def test_an_epoch_is_plain_gradient_descent_along_its_plan(
         places = slice(step * 4, step * 4 + 4)
         batch = EpochPlan(*(part[places] for part in plan))
         logits = by_hand(draw_batch(data.images, changes, batch)[:, None] / 255)
-        loss = F.cross_entropy(logits, draw_targets(data.labels, changes, batch), label_smoothing=smoothing)
+        targets = mix_labels(data.labels[batch.order], data.labels, changes, batch)
+        loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
         weights = list(by_hand.parameters())
         with torch.no_grad():
             for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):

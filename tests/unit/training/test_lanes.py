@@ -28,7 +28,7 @@ from lenet5.training import compiler, lanes
 from lenet5.training.compiler import BuildError, build, compiler_command
 from lenet5.training.engine import Engine, EngineChoice, choose_engine
 from lenet5.training.loop import make_model
-from lenet5.training.recipe import EpochPlan, draw_batch, draw_plan, draw_targets, make_optimizer
+from lenet5.training.recipe import EpochPlan, draw_batch, draw_plan, make_optimizer, mix_labels
 
 pytestmark = pytest.mark.skipif(
     platform.system() != "Linux" or not shutil.which(compiler_command()[0]),
@@ -112,7 +112,7 @@ def test_loss_hits_and_gradients_are_no_further_from_float64_than_pytorchs(
     batch = batch_of(size, len(data), changed)
     plan, augmentation = EpochPlan(*batch), changed.augmentation
     images, labels = draw_batch(data.images, augmentation, plan)[:, None], data.labels[plan.order]
-    targets = draw_targets(data.labels, augmentation, plan)
+    targets = mix_labels(labels, data.labels, augmentation, plan)
 
     def by_pytorch(dtype: torch.dtype) -> tuple[Tensor, Tensor, list[Tensor]]:
         net = deepcopy(model).to(dtype)

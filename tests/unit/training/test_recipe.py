@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import CutMix
 
 from lenet5.network.lenet5 import LeNet5
 from lenet5.params import AugmentationParams, ModelParams, TrainParams
-from lenet5.training.recipe import augment, draw_batch, draw_plan, draw_targets, learning_rates, make_optimizer
+from lenet5.training.recipe import augment, draw_batch, draw_plan, learning_rates, make_optimizer, mix_labels
 
 TrainParamsOf = Callable[..., TrainParams]
 SCHEDULERS: dict[str, Callable[[torch.optim.Optimizer, int], LRScheduler]] = {
@@ -107,6 +107,7 @@ def test_every_image_comes_once_an_epoch(
     for corners, probability in ((plan.boxes, erasing), (plan.patches, cutmix)):
         assert corners.shape == (size, 4)
         assert corners.dtype == torch.uint8
+        assert corners.min() >= 0
         assert corners.max() <= 28
         assert (corners[:, :2] <= corners[:, 2:]).all()
         assert probability or not corners.any()
@@ -161,7 +162,7 @@ def test_a_mixed_image_has_anothers_patch_and_each_label_by_its_share_of_the_pix
     images = torch.randint(1, 256, (50, 28, 28), dtype=torch.uint8, generator=plan_generator())
     labels = torch.arange(50) % 10
     plan = draw_plan(50, augmentation, plan_generator())
-    batch, targets = draw_batch(images, augmentation, plan), draw_targets(labels, augmentation, plan)
+    batch, targets = draw_batch(images, augmentation, plan), mix_labels(labels[plan.order], labels, augmentation, plan)
     for n in range(50):
         top, left, bottom, right = plan.patches[n].tolist()
         mixed, share = images[plan.order[n]].clone(), (bottom - top) * (right - left) / 784
