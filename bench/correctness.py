@@ -53,6 +53,10 @@ RECIPES = {
         },
         "dropout, augmented and smoothed": {
             "activation": "tanh", "dropout": 0.3, "lr": 0.05, "label_smoothing": 0.1,
+            "augmentation": {"horizontal_flip": True, "shift": 2, "erasing": 0.5, "cutmix": 0.0},
+        },
+        "mixed, augmented and smoothed": {
+            "activation": "tanh", "lr": 0.05, "label_smoothing": 0.1,
             "augmentation": {"horizontal_flip": True, "shift": 2, "erasing": 0.5, "cutmix": 0.5},
         },
     }.items()

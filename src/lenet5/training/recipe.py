@@ -182,13 +182,13 @@ def draw_batch(images: Tensor, augmentation: AugmentationParams, plan: EpochPlan
 def mix_labels(own: Tensor, labels: Tensor, augmentation: AugmentationParams, plan: EpochPlan) -> Tensor:
     """The (B,) labels that images of ``plan`` have of their ``own``, or mixed with those of their partners.
 
-    Then (B, 10), each label by its share of the pixels.
+    Then (B, 10), each label by its share of the pixels. With a plan of N replicas (B, N) and (B, 10, N).
     """
     if not augmentation.cutmix:
         return own
-    top, left, bottom, right = plan.patches.int().T
+    top, left, bottom, right = plan.patches.int().movedim(-1, 0)
     share = ((bottom - top) * (right - left) / IMAGE_SIZE**2)[:, None]
-    classes = torch.arange(len(CLASSES), device=labels.device)
+    classes = torch.arange(len(CLASSES), device=labels.device).view(-1, *[1] * (own.dim() - 1))
     mixed: Tensor = (1 - share) * (own[:, None] == classes) + share * (labels[plan.partners][:, None] == classes)
     return mixed
 

@@ -114,14 +114,12 @@ def replica_epochs(
 
 def stack_loss(stack: Stack, data: Split, params: TrainParams, *batch: Tensor) -> tuple[Tensor, Tensor]:
     """As ``batch_loss``, for N replicas: ``order`` (B, N) and the others alike -> (N,) and (N,)."""
-    order = batch[0]
-    plan = EpochPlan(*(part.flatten(0, 1) for part in batch))
-    images = draw_batch(data.images, params.augmentation, plan)
-    labels = data.labels[order]
-    mixed = mix_labels(labels.flatten(), data.labels, params.augmentation, plan)
-    targets = mixed.unflatten(0, order.shape).movedim(-1, 1)
+    plan = EpochPlan(*batch)
+    images = draw_batch(data.images, params.augmentation, EpochPlan(*(part.flatten(0, 1) for part in batch)))
+    labels = data.labels[plan.order]
+    targets = mix_labels(labels, data.labels, params.augmentation, plan)
     with torch.autocast(labels.device.type, torch.bfloat16, params.precision == "bf16", cache_enabled=False):
-        logits = stack(to_float(images).unflatten(0, order.shape).transpose(0, 1))
+        logits = stack(to_float(images).unflatten(0, plan.order.shape).transpose(0, 1))
         losses = F.cross_entropy(
             logits.permute(1, 2, 0), targets, reduction="none", label_smoothing=params.label_smoothing
         )
