@@ -31,7 +31,7 @@ def recipe(changes: Mapping[str, Any] = {}) -> Recipe:
     network = {"activation": "sigmoid", "pooling": "avg", "c3": "full", "dropout": 0.0}
     training: dict[str, Any] = {
         "epochs": EPOCHS, "batch_size": BATCH, "optimizer": "sgd", "lr": LEARNING_RATE, "momentum": 0.0,
-        "weight_decay": 0.0, "schedule": "constant", "label_smoothing": 0.0,
+        "weight_decay": 0.0, "schedule": "constant", "label_smoothing": 0.0, "loss_q": 0.0,
         "augmentation": {"horizontal_flip": False, "shift": 0, "erasing": 0.0, "cutmix": 0.0},
         "patience": 0, "weights": "last", "seed": 0, "deterministic": True, "device": "auto", "engine": "auto",
         "precision": "fp32",
@@ -56,7 +56,7 @@ RECIPES = {
             "augmentation": {"horizontal_flip": True, "shift": 2, "erasing": 0.5, "cutmix": 0.0},
         },
         "mixed, augmented and smoothed": {
-            "activation": "tanh", "lr": 0.05, "label_smoothing": 0.1,
+            "activation": "tanh", "lr": 0.05, "label_smoothing": 0.1, "loss_q": 0.3,
             "augmentation": {"horizontal_flip": True, "shift": 2, "erasing": 0.5, "cutmix": 0.5},
         },
     }.items()

@@ -77,7 +77,7 @@ def the_recipe(params: Params) -> Params:
     """The tutorial's recipe on all images, whatever params.yaml says."""
     recipe = {
         "batch_size": BATCH, "lr": LEARNING_RATE, "optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0,
-        "schedule": "constant", "label_smoothing": 0.0,
+        "schedule": "constant", "label_smoothing": 0.0, "loss_q": 0.0,
         "augmentation": {"horizontal_flip": False, "shift": 0, "erasing": 0.0, "cutmix": 0.0},
         "precision": "fp32", "epochs": EPOCHS, "engine": "auto", "patience": 0,
     }  # fmt: skip

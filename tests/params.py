@@ -18,6 +18,7 @@ CONTENT: dict[str, Any] = {
         "weight_decay": 0.0,
         "schedule": "constant",
         "label_smoothing": 0.0,
+        "loss_q": 0.0,
         "augmentation": {"horizontal_flip": False, "shift": 0, "erasing": 0.0, "cutmix": 0.0},
         "patience": 0,
         "weights": "best_validation",

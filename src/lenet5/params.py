@@ -99,6 +99,9 @@ class TrainParams(Section):
     weight_decay: float = Field(ge=0)
     schedule: Literal["constant", "cosine", "onecycle"]
     label_smoothing: float = Field(ge=0, lt=1)
+    loss_q: Fraction = Field(
+        description="Of the generalised cross-entropy, (1 - p^q) / q of a label's p; 0: cross-entropy, 1: 1 - p."
+    )
     augmentation: AugmentationParams
     patience: int = Field(ge=0, description="Stop after so many epochs without a better validation loss; 0: never.")
     weights: Literal["best_validation", "last"] = Field(

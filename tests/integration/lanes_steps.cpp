@@ -72,12 +72,14 @@ int main() {
     for (int64_t k = 0; k < 16 * 6; k++) places[k] = k;
     const float rates[STEPS] = {0.01f, 0.005f, 0.0025f};
     const Optimizer adamw{rates, mean_pointers, square_pointers, 0.1f, 0, 7};
+    const Loss generalised{0.1f, 0.3f};
     const int64_t blocks = (SIZE + LANES - 1) / LANES;
     auto* networks = zeros<Network<Whole>>(THREADS * network_bytes());
     std::vector<double> sums(2 * STEPS * blocks), measured(2 * ((COUNT + LANES - 1) / LANES));
 
-    train(weight_pointers, &batch, THREADS, networks, sums.data(), SIZE, 0.1f, zeros<Block>(blocks * block_bytes()),
-          zeros<Image>(SIZE * image_bytes()), gradient_pointers, weight_pointers[2], places, 16 * 6, &adamw);
+    train(weight_pointers, &batch, THREADS, networks, sums.data(), SIZE, &generalised,
+          zeros<Block>(blocks * block_bytes()), zeros<Image>(SIZE * image_bytes()), gradient_pointers,
+          weight_pointers[2], places, 16 * 6, &adamw);
     print(sums);
     print(gradients);
     print(weights);

@@ -67,6 +67,7 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
     "all-of-it": {
         "model.c3": "paper", "model.pooling": "max", "model.dropout": 0.1,
         "train.optimizer": "adamw", "train.lr": 0.001, "train.schedule": "cosine", "train.label_smoothing": 0.05,
+        "train.loss_q": 0.3,
         "train.augmentation": {"horizontal_flip": True, "shift": 1, "erasing": 0.3, "cutmix": 0.5},
     },
 }  # fmt: skip

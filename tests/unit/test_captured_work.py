@@ -32,7 +32,11 @@ RECIPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "adamw": ({"c3": "paper", "activation": "tanh"}, {"optimizer": "adamw", "label_smoothing": 0.1}),
     "all of it": (
         {"c3": "paper", "dropout": 0.3},
-        {"augmentation": {"horizontal_flip": True, "shift": 2, "erasing": 0.5, "cutmix": 0.5}, "precision": "bf16"},
+        {
+            "augmentation": {"horizontal_flip": True, "shift": 2, "erasing": 0.5, "cutmix": 0.5},
+            "precision": "bf16",
+            "loss_q": 0.3,
+        },
     ),
 }
 

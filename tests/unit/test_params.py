@@ -102,7 +102,7 @@ def test_params_are_named_as_on_the_command_line(params: Params) -> None:
     assert flat["model.activation"] == "relu"
     assert flat["register.alpha"] == "0.05"
     assert {name.split(".")[0] for name in flat} == {"data", "model", "train", "register"}
-    assert len(flat) == 3 + 4 + 19 + 6
+    assert len(flat) == 3 + 4 + 20 + 6
 
 
 def test_params_cannot_be_changed_on_the_way(params: Params) -> None:

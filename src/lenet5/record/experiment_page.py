@@ -40,6 +40,7 @@ _COLUMNS = (
     "params.`train.augmentation.shift`",
     "params.`train.augmentation.erasing`",
     "params.`train.augmentation.cutmix`",
+    "params.`train.loss_q`",
     "params.`train.epochs`",
     "params.`train.seed`",
 )

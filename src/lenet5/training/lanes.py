@@ -38,6 +38,10 @@ class _Batch(ctypes.Structure):
     )
 
 
+class _Loss(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_float) for name in ("smoothing", "q"))
+
+
 class _Optimizer(ctypes.Structure):
     _fields_ = (
         ("rates", ctypes.c_void_p),
@@ -96,7 +100,7 @@ class Lanes:
         sums = torch.zeros(len(batches), self._blocks(size), 2, dtype=torch.float64)
         self._call(
             "train", self._splits.train, data, len(order), sums,
-            ctypes.c_int64(size), ctypes.c_float(self._params.label_smoothing),
+            ctypes.c_int64(size), ctypes.byref(_Loss(self._params.label_smoothing, self._params.loss_q)),
             *map(_pointer, (self._kept, self._images)), _pointers(self._gradients),
             *map(_pointer, (self._model.c3.weight, self._places)), ctypes.c_int64(len(self._places)),
             ctypes.byref(self._optimizer(rates)),

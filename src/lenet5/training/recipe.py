@@ -5,7 +5,7 @@ Everything here works on tensors of one device and runs alike as it stands, comp
 
 import math
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -167,7 +167,7 @@ def batch_loss(
     # The cache of converted weights would outlive a captured step.
     with torch.autocast(labels.device.type, torch.bfloat16, params.precision == "bf16", cache_enabled=False):
         logits = model(to_float(images))
-        loss = F.cross_entropy(logits, targets, label_smoothing=params.label_smoothing)
+        loss = loss_of_logits(logits, targets, params, "mean")
     return loss, (logits.detach().argmax(1) == labels).sum()
 
 
@@ -191,6 +191,20 @@ def mix_labels(own: Tensor, labels: Tensor, augmentation: AugmentationParams, pl
     classes = torch.arange(len(CLASSES), device=labels.device).view(-1, *[1] * (own.dim() - 1))
     mixed: Tensor = (1 - share) * (own[:, None] == classes) + share * (labels[plan.partners][:, None] == classes)
     return mixed
+
+
+def loss_of_logits(logits: Tensor, targets: Tensor, params: TrainParams, reduction: Literal["mean", "none"]) -> Tensor:
+    """What training minimises; logits (B, 10, ...) and labels, or shares of them, as ``F.cross_entropy`` takes both.
+
+    With a q it is Z. Zhang and M. Sabuncu, "Generalized Cross Entropy Loss", 2018, equation 6.
+    """
+    q, smoothing = params.loss_q, params.label_smoothing
+    if not q:
+        return F.cross_entropy(logits, targets, reduction=reduction, label_smoothing=smoothing)
+    gains = torch.expm1(q * F.log_softmax(logits, 1)) / q
+    own = -(targets * gains).sum(1) if targets.is_floating_point() else F.nll_loss(gains, targets, reduction="none")
+    losses = (1 - smoothing) * own - smoothing * gains.mean(1)
+    return losses.mean() if reduction == "mean" else losses
 
 
 def autograd(loss_of: BatchLoss, optimizer: torch.optim.Optimizer, *batch: Tensor) -> tuple[Tensor, Tensor]:

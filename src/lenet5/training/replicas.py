@@ -34,6 +34,7 @@ from lenet5.training.recipe import (
     draw_batch,
     draw_plan,
     learning_rates,
+    loss_of_logits,
     make_optimizer,
     mix_labels,
 )
@@ -120,9 +121,7 @@ def stack_loss(stack: Stack, data: Split, params: TrainParams, *batch: Tensor) -
     targets = mix_labels(labels, data.labels, params.augmentation, plan)
     with torch.autocast(labels.device.type, torch.bfloat16, params.precision == "bf16", cache_enabled=False):
         logits = stack(to_float(images).unflatten(0, plan.order.shape).transpose(0, 1))
-        losses = F.cross_entropy(
-            logits.permute(1, 2, 0), targets, reduction="none", label_smoothing=params.label_smoothing
-        )
+        losses = loss_of_logits(logits.permute(1, 2, 0), targets, params, "none")
     return losses.mean(0), (logits.detach().argmax(2) == labels.T).sum(1)
 
 

@@ -20,7 +20,7 @@ from lenet5.training import engine as engine_module
 from lenet5.training.cuda_graph import WARM_UPS
 from lenet5.training.device import pick_device, set_deterministic, set_precision
 from lenet5.training.engine import Engine, EngineChoice, EpochResult, choose_engine, count_all
-from lenet5.training.recipe import EpochPlan, batch_loss, draw_batch, draw_plan, mix_labels
+from lenet5.training.recipe import EpochPlan, batch_loss, draw_batch, draw_plan, loss_of_logits, mix_labels
 
 TrainParamsOf = Callable[..., TrainParams]
 EAGER = EngineChoice("eager", False, "")
@@ -72,7 +72,7 @@ def test_running_figures_weigh_every_image_alike_though_the_last_batch_is_smalle
     assert still.mean_loss != pytest.approx(np.mean(by_step))
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize(("smoothing", "q"), [(0.0, 0.0), (0.2, 0.0), (0.0, 0.3), (0.2, 1.0)])
 @pytest.mark.parametrize(
     "augmentation", [(False, 0, 0, 0), (True, 0, 0, 0), (False, 3, 0, 0), (False, 0, 1, 0), (False, 0, 0, 1)]
 )
@@ -81,12 +81,13 @@ def test_an_epoch_is_plain_gradient_descent_along_its_plan(
     train_params: TrainParamsOf,
     random_split: Callable[[int, int], Split],
     smoothing: float,
+    q: float,
     augmentation: tuple[bool, int, float, float],
 ) -> None:
     data, rates = random_split(10, 0), [0.1, 0.3, 0.05]
     flip, shift, erasing, cutmix = augmentation
     changes = AugmentationParams(horizontal_flip=flip, shift=shift, erasing=erasing, cutmix=cutmix)
-    params = train_params(batch_size=4, label_smoothing=smoothing, augmentation=changes)
+    params = train_params(batch_size=4, label_smoothing=smoothing, loss_q=q, augmentation=changes)
     plan = draw_plan(10, changes, plan_generator())
     by_hand = deepcopy(model)
     train_epoch(model, data, plan, rates, params)
@@ -95,7 +96,7 @@ def test_an_epoch_is_plain_gradient_descent_along_its_plan(
         batch = EpochPlan(*(part[places] for part in plan))
         logits = by_hand(draw_batch(data.images, changes, batch)[:, None] / 255)
         targets = mix_labels(data.labels[batch.order], data.labels, changes, batch)
-        loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
+        loss = loss_of_logits(logits, targets, params, "mean")
         weights = list(by_hand.parameters())
         with torch.no_grad():
             for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
@@ -169,7 +170,11 @@ COMBINATIONS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"activation": "sigmoid"}, {"weight_decay": 0.01, "batch_size": 32}),
     (
         {"dropout": 0.3},
-        {"augmentation": {"horizontal_flip": True, "shift": 2, "erasing": 0.5, "cutmix": 0.5}, "label_smoothing": 0.1},
+        {
+            "augmentation": {"horizontal_flip": True, "shift": 2, "erasing": 0.5, "cutmix": 0.5},
+            "label_smoothing": 0.1,
+            "loss_q": 0.3,
+        },
     ),
 ]
 

@@ -28,7 +28,7 @@ from lenet5.training import compiler, lanes
 from lenet5.training.compiler import BuildError, build, compiler_command
 from lenet5.training.engine import Engine, EngineChoice, choose_engine
 from lenet5.training.loop import make_model
-from lenet5.training.recipe import EpochPlan, draw_batch, draw_plan, make_optimizer, mix_labels
+from lenet5.training.recipe import EpochPlan, draw_batch, draw_plan, loss_of_logits, make_optimizer, mix_labels
 
 pytestmark = pytest.mark.skipif(
     platform.system() != "Linux" or not shutil.which(compiler_command()[0]),
@@ -97,16 +97,18 @@ def batch_of(size: int, of: int, params: TrainParams) -> tuple[Tensor, ...]:
 
 @pytest.mark.usefixtures("width")
 @pytest.mark.parametrize("size", BATCHES)
+@pytest.mark.parametrize("q", [0, 0.3])
 @pytest.mark.parametrize("changes", COMBINATIONS, ids=str)
 def test_loss_hits_and_gradients_are_no_further_from_float64_than_pytorchs(
     model_params: ModelParamsOf, train_params: TrainParamsOf, random_split: RandomSplit,
-    changes: dict[str, Any], size: int,
+    changes: dict[str, Any], q: float, size: int,
 ) -> None:  # fmt: skip
     torch.manual_seed(0)
     model, data = LeNet5(model_params(**changes)), random_split(250, 1)
     changed = train_params(
         batch_size=size,
         label_smoothing=0.1,
+        loss_q=q,
         augmentation={"horizontal_flip": True, "shift": 3, "erasing": 0.5, "cutmix": 0.5},
     )
     batch = batch_of(size, len(data), changed)
@@ -117,7 +119,7 @@ def test_loss_hits_and_gradients_are_no_further_from_float64_than_pytorchs(
     def by_pytorch(dtype: torch.dtype) -> tuple[Tensor, Tensor, list[Tensor]]:
         net = deepcopy(model).to(dtype)
         logits = net(images.to(dtype) / 255)
-        loss = F.cross_entropy(logits, targets.to(dtype), label_smoothing=0.1)
+        loss = loss_of_logits(logits, targets.to(dtype), changed, "mean")
         return loss, (logits.argmax(1) == labels).sum(), list(torch.autograd.grad(loss, net.parameters()))
 
     trained = native(model, data, changed)

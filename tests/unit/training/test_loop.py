@@ -165,6 +165,7 @@ def test_training_twice_with_one_seed_gives_identical_weights_and_history(start:
     "changes",
     [
         {"label_smoothing": 0.1},
+        {"loss_q": 0.3},
         {"model": {"dropout": 0.3}},
         {"model": {"pooling": "max"}},
         {"augmentation": {"horizontal_flip": True, "shift": 0, "erasing": 0.0, "cutmix": 0.0}},

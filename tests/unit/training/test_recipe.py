@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -7,13 +8,22 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 from torchvision.transforms import RandomErasing
 from torchvision.transforms.v2 import CutMix
 
 from lenet5.network.lenet5 import LeNet5
 from lenet5.params import AugmentationParams, ModelParams, TrainParams
-from lenet5.training.recipe import augment, draw_batch, draw_plan, learning_rates, make_optimizer, mix_labels
+from lenet5.training.recipe import (
+    augment,
+    draw_batch,
+    draw_plan,
+    learning_rates,
+    loss_of_logits,
+    make_optimizer,
+    mix_labels,
+)
 
 TrainParamsOf = Callable[..., TrainParams]
 SCHEDULERS: dict[str, Callable[[torch.optim.Optimizer, int], LRScheduler]] = {
@@ -174,6 +184,28 @@ def test_a_mixed_image_has_anothers_patch_and_each_label_by_its_share_of_the_pix
         expected[labels[plan.order[n]]] += 1 - share
         expected[labels[plan.partners[n]]] += share
         assert targets[n].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("replicas", [(), (3,)])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("q", [1e-9, 0.3, 1.0])
+def test_the_generalised_cross_entropy_goes_from_cross_entropy_to_the_share_that_a_label_lacks(
+    train_params: TrainParamsOf, q: float, smoothing: float, replicas: tuple[int, ...], mixed: bool,
+    reduction: Literal["mean", "none"],
+) -> None:  # fmt: skip
+    generator = plan_generator()
+    logits = 5 * torch.randn(20, 10, *replicas, generator=generator, dtype=torch.float64)
+    targets = torch.randint(0, 10, (20, *replicas), generator=generator)
+    wanted = F.one_hot(targets, 10).movedim(-1, 1).double()
+    if mixed:
+        wanted = targets = (wanted + 2 * wanted.flip(0)) / 3
+    wanted = (1 - smoothing) * wanted + smoothing / 10
+    shares = logits.softmax(1)
+    by_definition = -(wanted * shares.log()).sum(1) if q < 1e-3 else (wanted * (1 - shares**q) / q).sum(1)
+    loss = loss_of_logits(logits, targets, train_params(loss_q=q, label_smoothing=smoothing), reduction)
+    torch.testing.assert_close(loss, by_definition.mean() if reduction == "mean" else by_definition)
 
 
 @pytest.mark.parametrize(("change", "drawn"), [({"erasing": 1}, {"boxes"}), ({"cutmix": 1}, {"partners", "patches"})])

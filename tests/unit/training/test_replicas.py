@@ -28,6 +28,7 @@ SEEDS = [3, 4, 9]
             {
                 "augmentation": {"horizontal_flip": True, "shift": 2, "erasing": 0.5, "cutmix": 0.5},
                 "label_smoothing": 0.1,
+                "loss_q": 0.3,
             },
         ),
         ({"activation": "tanh"}, {"epochs": 12, "lr": 0.05, "momentum": 0.9, "patience": 2}),

@@ -62,6 +62,12 @@ struct Batch {
     }
 };
 
+// As params.yaml has it: `smoothing` of the labels, `q` of the generalised cross-entropy; the plain one with 0.
+struct Loss {
+    float smoothing, q;
+};
+constexpr Loss CROSS_ENTROPY{0, 0};
+
 struct Levels {
     float of[256];
     constexpr Levels() : of() {
@@ -103,8 +109,8 @@ struct Network {
         Output::template forward<CLASSES>(kept6, w[8], w[9], logits);
     }
 
-    // Cross-entropy and hits, each summed over the images, and the gradient by the logits of the batch's mean.
-    void entropy(const Batch& batch, int64_t first, int have, float smoothing, double* sums) {
+    // Loss and hits, each summed over the images, and the gradient by the logits of the batch's mean.
+    void judge(const Batch& batch, int64_t first, int have, const Loss& loss, double* sums) {
         Vector largest = logits[0], total = {}, shares[CLASSES];
         for (int c = 1; c < CLASSES; c++) largest = larger(largest, logits[c]);
         for (int c = 0; c < CLASSES; c++) total += shares[c] = exponential(logits[c] - largest);
@@ -115,18 +121,21 @@ struct Network {
             const int label = batch.labels[batch.image(n)];
             const int other = batch.partners ? batch.labels[batch.partners[n]] : label;
             const float part = batch.patches ? share(batch.patches + 4 * n) : 0;
-            double mean = 0;
+            const double normal = largest[lane] + std::log(double(total[lane]));
+            float pulls[CLASSES], pull = loss.q ? 0 : 1;
             int best = 0;
             for (int c = 0; c < CLASSES; c++) {
                 const float hard = (c == label ? 1 - part : 0) + (c == other ? part : 0);
-                const float wanted = smoothing / CLASSES + (1 - smoothing) * hard;
-                dlogits[c][lane] = (shares[c][lane] / total[lane] - wanted) / batch.count;
-                mean += double(logits[c][lane]) / CLASSES;
+                pulls[c] = loss.smoothing / CLASSES + (1 - loss.smoothing) * hard;
+                if (pulls[c]) {
+                    const double log_share = double(logits[c][lane]) - normal;
+                    sums[0] -= pulls[c] * (loss.q ? std::expm1(loss.q * log_share) / loss.q : log_share);
+                    if (loss.q) pull += pulls[c] *= std::exp(loss.q * log_share);
+                }
                 if (logits[c][lane] > logits[best][lane]) best = c;
             }
-            const double normal = largest[lane] + std::log(double(total[lane]));
-            const double hard = (1 - part) * double(logits[label][lane]) + part * double(logits[other][lane]);
-            sums[0] += normal - (1 - smoothing) * hard - smoothing * mean;
+            for (int c = 0; c < CLASSES; c++)
+                dlogits[c][lane] = (shares[c][lane] / total[lane] * pull - pulls[c]) / batch.count;
             sums[1] += best == label;
         }
     }
@@ -237,7 +246,7 @@ void measure(const float* const* weights, const Batch* batch, int threads, Netwo
         Network<Whole>& network = networks[omp_get_thread_num()];
         const int have = smaller<int64_t>(LANES, batch->count - n * LANES);
         network.forward(weights, *batch, n * LANES, have);
-        network.entropy(*batch, n * LANES, have, 0, sums + 2 * n);
+        network.judge(*batch, n * LANES, have, CROSS_ENTROPY, sums + 2 * n);
     }
 }
 
@@ -245,7 +254,7 @@ void measure(const float* const* weights, const Batch* batch, int threads, Netwo
 // of `size`, 2). `gradients` are those of the last step. What `kernels` holds, C3's connections, stands at `places` of
 // its dense weights.
 void train(float* const* weights, const Batch* batch, int threads, Network<Whole>* networks, double* sums,
-           int64_t size, float smoothing, Block* kept, Image* images, float* const* gradients, float* kernels,
+           int64_t size, const Loss* loss, Block* kept, Image* images, float* const* gradients, float* kernels,
            const int64_t* places, int64_t connections, const Optimizer* optimizer) {
     const int64_t most = (size + LANES - 1) / LANES;
 #pragma omp parallel num_threads(threads)
@@ -262,7 +271,7 @@ void train(float* const* weights, const Batch* batch, int threads, Network<Whole
             const int64_t first = n * LANES, have = smaller<int64_t>(LANES, now.count - first);
             const auto pass = [&](auto& on) {
                 on.forward(weights, now, first, have);
-                on.entropy(now, first, have, smoothing, sums + 2 * (step * most + n));
+                on.judge(now, first, have, *loss, sums + 2 * (step * most + n));
                 on.backward(weights, now, first, have, kept[n], images + first);
             };
             if (WIDE && have <= LANES / 2)  // a batch's last images, in half the time
