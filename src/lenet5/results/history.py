@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 class EpochRow:
     """One epoch. Losses in nats, accuracies as fractions; None without validation or test images.
 
-    ``running_*`` accumulate while the weights move, and with augmentation and smoothing; all others measure the
-    weights at the epoch's end. The gaps compare the training sample with the validation images, or with the
-    test images where there are none.
+    ``running_*`` accumulate while the weights move, with augmentation and of the loss that is minimised, which is in
+    nats only where it is cross-entropy; all others measure the weights at the epoch's end. The gaps compare the
+    training sample with the validation images, or with the test images where there are none.
     """
 
     epoch: int

@@ -57,7 +57,7 @@ class EpochDisplay:
         text = f"{self._left(row.epoch, now)}, {_figures(row)}"
         self._bar.update(self._task, completed=row.epoch, description=text)
         if not self._console.is_terminal:
-            loss = f"loss {row.running_loss:.4f} nats"
+            loss = f"loss {row.train_loss:.4f} nats"
             others = f"training {row.train_accuracy:.2%}, test {row.test_accuracy:.2%}"
             print(f"epoch {row.epoch}/{self._epochs}  {text}  ({others}, {loss}, {speed:,.0f} images/s)", flush=True)
         return speed
