@@ -52,7 +52,7 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
         "train.schedule": "onecycle",
     },
     "tanh-smoothed-augmented": {
-        "model.activation": "tanh", "train.lr": 0.25, "train.label_smoothing": 0.1,
+        "model.activation": "tanh", "train.lr": 0.25, "train.label_smoothing": 0.1, "train.loss_q": 0.3,
         "train.augmentation": {"horizontal_flip": True, "shift": 2, "erasing": 0.0, "cutmix": 0.0},
     },
     "max-dropout": {"model.pooling": "max", "model.dropout": 0.3, "train.lr": 0.1},
@@ -66,8 +66,7 @@ COMBINATIONS: dict[str, dict[str, Any]] = {
     },
     "all-of-it": {
         "model.c3": "paper", "model.pooling": "max", "model.dropout": 0.1,
-        "train.optimizer": "adamw", "train.lr": 0.001, "train.schedule": "cosine", "train.label_smoothing": 0.05,
-        "train.loss_q": 0.3,
+        "train.optimizer": "adamw", "train.lr": 0.002, "train.schedule": "cosine", "train.label_smoothing": 0.05,
         "train.augmentation": {"horizontal_flip": True, "shift": 1, "erasing": 0.3, "cutmix": 0.5},
     },
 }  # fmt: skip
