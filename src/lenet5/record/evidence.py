@@ -24,6 +24,7 @@ from lenet5.results.history import read_history
 
 MLMODEL = "MLmodel"
 _FOLDER, _ABOUT = "evidence", "about.json"
+_KEPT = (EVALUATION, PREDICTIONS, HISTORY)
 
 Entity = TypeVar("Entity")
 
@@ -50,12 +51,12 @@ def is_whole(client: MlflowClient, version: ModelVersion) -> bool:
 
 def log_evidence(client: MlflowClient, model_id: str, run: MlflowRun, result: Result) -> None:
     """Give the logged model what it was judged by, once."""
-    if _holds(client, model_id, f"{_FOLDER}/{_ABOUT}"):
+    if _keeps_evidence(client, model_id):
         return
     about = _About(run.info.run_name, run.info.run_id, result.recorded_params, data_digest())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for path in (EVALUATION, PREDICTIONS, HISTORY):
+        for path in _KEPT:
             shutil.copy(path, folder / path.name)
         (folder / _ABOUT).write_text(json.dumps(vars(about), indent=2), encoding="utf-8")
         log_files(client, model_id, folder, _ABOUT, _FOLDER)
@@ -70,9 +71,9 @@ def log_files(client: MlflowClient, model_id: str, folder: Path, last: str, plac
 
 
 def has_evidence(client: MlflowClient, version: ModelVersion) -> bool:
-    """Whether the version's model is there and keeps what it was judged by; those of earlier releases do not."""
+    """Whether the version's model is there and keeps all it was judged by; those of earlier releases do not."""
     model_id = model_id_of(version)
-    return _found(client.get_logged_model, model_id) is not None and _holds(client, model_id, f"{_FOLDER}/{_ABOUT}")
+    return _found(client.get_logged_model, model_id) is not None and _keeps_evidence(client, model_id)
 
 
 def run_holds(client: MlflowClient, run_id: str, path: Path) -> bool:
@@ -85,12 +86,12 @@ def run_holds(client: MlflowClient, run_id: str, path: Path) -> bool:
 
 def has_files(client: MlflowClient, version: ModelVersion) -> bool:
     """Whether the files that the version's model is loaded from are there."""
-    return _holds(client, model_id_of(version), MLMODEL)
+    return any(item.path == MLMODEL for item in client.list_logged_model_artifacts(model_id_of(version)))
 
 
-def _holds(client: MlflowClient, model_id: str, path: str) -> bool:
-    folder = path.rpartition("/")[0] or None
-    return any(item.path == path for item in client.list_logged_model_artifacts(model_id, folder))
+def _keeps_evidence(client: MlflowClient, model_id: str) -> bool:
+    kept = {item.path for item in client.list_logged_model_artifacts(model_id, _FOLDER)}
+    return kept >= {f"{_FOLDER}/{name}" for name in (_ABOUT, *(path.name for path in _KEPT))}
 
 
 def _found(get: Callable[[str], Entity], identifier: str) -> Entity | None:

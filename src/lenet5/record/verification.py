@@ -83,8 +83,7 @@ def _look_at_versions(client: MlflowClient, name: str) -> Iterator[Finding]:
         elif not has_files(client, version):
             yield Finding(level, "model", f"{called}: its files are gone; {_MENDS}")
         elif not has_evidence(client, version):
-            yield Finding(
-                "note", "model", f"{called}: of an earlier release, can be compared only while its run is there"
-            )
+            text = "lacks some of what it was judged by, as those of earlier releases: compared while its run is there"
+            yield Finding("note", "model", f"{called}: {text}")
     if CHAMPION not in aliases:
         yield Finding("note", "model", f"{name}: nobody is champion; `lenet5 champion VERSION` makes one so")
