@@ -190,7 +190,7 @@ def test_a_mixed_image_has_anothers_patch_and_each_label_by_its_share_of_the_pix
 @pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("replicas", [(), (3,)])
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-@pytest.mark.parametrize("q", [1e-9, 0.3, 1.0])
+@pytest.mark.parametrize("q", [0.0, 1e-9, 0.3, 1.0])
 def test_the_generalised_cross_entropy_goes_from_cross_entropy_to_the_share_that_a_label_lacks(
     train_params: TrainParamsOf, q: float, smoothing: float, replicas: tuple[int, ...], mixed: bool,
     reduction: Literal["mean", "none"],
