@@ -3,7 +3,8 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -17,6 +18,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from lenet5.data.fashion_mnist import data_digest
+from lenet5.errors import UserError
 from lenet5.files import read_json
 from lenet5.outs import EVALUATION, HISTORY, PREDICTIONS
 from lenet5.record.result import Measured, Result, read_predictions
@@ -113,17 +115,30 @@ def download_from_model(client: MlflowClient, uri: str, model_id: str, path: str
     return Path(mlflow.artifacts.download_artifacts(place, dst_path=str(folder), tracking_uri=uri))
 
 
+@contextmanager
+def damage_told(owner: str) -> Iterator[None]:
+    """Say of files that were downloaded, and cannot be read, who keeps them: where they lay here tells nobody much."""
+    try:
+        yield
+    except (UserError, TypeError):
+        raise UserError(f"{owner} keeps damaged files of its evaluation; bring back the store's copy of them") from None
+
+
 def read_evidence(client: MlflowClient, uri: str, version: ModelVersion, folder: Path) -> Measured | None:
-    """What ``version`` was judged by, through ``folder``; None where its model has it not: the run may."""
+    """What ``version`` was judged by, through ``folder``; None where its model has it not: the run may.
+
+    Raises UserError where it is damaged.
+    """
     if not has_evidence(client, version):
         return None
     place = download_from_model(client, uri, model_id_of(version), _FOLDER, folder)
-    about = _About(**read_json(place / _ABOUT))
-    return Measured(
-        name=f"{about.run_name} ({about.run_id[:8]})",
-        params=about.params,
-        evaluation=read_json(place / EVALUATION.name),
-        predictions=read_predictions(place / PREDICTIONS.name),
-        data_digest=about.data_digest,
-        history=read_history(place / HISTORY.name),
-    )
+    with damage_told(f"model version {version.version} of {version.name}"):
+        about = _About(**read_json(place / _ABOUT))
+        return Measured(
+            name=f"{about.run_name} ({about.run_id[:8]})",
+            params=about.params,
+            evaluation=read_json(place / EVALUATION.name),
+            predictions=read_predictions(place / PREDICTIONS.name),
+            data_digest=about.data_digest,
+            history=read_history(place / HISTORY.name),
+        )

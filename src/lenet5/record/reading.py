@@ -18,7 +18,7 @@ from lenet5.outs import EVALUATION, HISTORY, PREDICTIONS
 from lenet5.params import Params
 from lenet5.record.addresses import store_uri
 from lenet5.record.advice import advice
-from lenet5.record.evidence import read_evidence
+from lenet5.record.evidence import damage_told, read_evidence
 from lenet5.record.lineage import experiments_called
 from lenet5.record.onnx_model import onnx_file
 from lenet5.record.promotion import CHAMPION
@@ -105,14 +105,16 @@ def measured(client: MlflowClient, run: MlflowRun, folder: Path) -> Measured:
     evaluation, predictions, history = (
         _download(client, run, path, folder) for path in (EVALUATION, PREDICTIONS, HISTORY)
     )
-    return Measured(
-        name=f"{run.info.run_name} ({run.info.run_id[:8]})",
-        params=run.data.params,
-        evaluation=read_json(evaluation),
-        predictions=read_predictions(predictions),
-        data_digest=run.data.tags.get("digest.data", ""),
-        history=read_history(history),
-    )
+    name = f"{run.info.run_name} ({run.info.run_id[:8]})"
+    with damage_told(f"run {name}"):
+        return Measured(
+            name=name,
+            params=run.data.params,
+            evaluation=read_json(evaluation),
+            predictions=read_predictions(predictions),
+            data_digest=run.data.tags.get("digest.data", ""),
+            history=read_history(history),
+        )
 
 
 def find_run(client: MlflowClient, reference: str, params: Params) -> MlflowRun:

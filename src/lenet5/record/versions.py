@@ -17,6 +17,7 @@ from lenet5.outs import CARD_PAGE, ONNX, PREDICTIONS
 from lenet5.record.champions import aliases_of, champion_of, crown, now
 from lenet5.record.evidence import (
     MLMODEL,
+    damage_told,
     has_files,
     is_whole,
     log_evidence,
@@ -218,7 +219,9 @@ def _predictions(store: Store, champion: ModelVersion) -> pd.DataFrame:
                 return kept.predictions
             if not run_holds(store.client, run_id, PREDICTIONS):
                 raise ValueError(f"its {PREDICTIONS} are gone with its model and run {run_id}; {then}")
-            return read_predictions(Path(store.client.download_artifacts(run_id, PREDICTIONS.as_posix(), folder)))
+            downloaded = store.client.download_artifacts(run_id, PREDICTIONS.as_posix(), folder)
+            with damage_told(f"run {run_id}"):
+                return read_predictions(Path(downloaded))
         except UserError as error:
             raise ValueError(f"{error}; {then}") from None
 

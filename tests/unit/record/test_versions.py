@@ -78,7 +78,7 @@ def test_a_champion_whose_model_is_deleted_is_compared_by_its_run(
     assert "right on 10 test images" in versions.decide_once(store, new_version(store), result).reason
 
 
-@pytest.mark.parametrize(("damaged", "said"), [(False, "are gone with its model and run"), (True, "predictions.csv")])
+@pytest.mark.parametrize(("damaged", "said"), [(False, "are gone with its model and run"), (True, "keeps damaged")])
 def test_without_a_champions_predictions_nobody_replaces_it(
     store: Store, result: Result, champion: ModelVersion, workspace: Path, damaged: bool, said: str
 ) -> None:

@@ -69,6 +69,18 @@ def test_a_terminal_shows_epoch_time_left_validation_accuracy_and_gap(
     assert ("━" in last) == (width > 80)
 
 
+def test_elsewhere_each_epoch_is_a_line_with_its_training_loss_in_nats(
+    clock: list[float], of: Callable[..., Params], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with EpochDisplay(Console(file=io.StringIO()), of(epochs=9, loss_q=0.2), 100, []) as shown:
+        clock[0] = 0.5
+        shown.show(ROW)  # its running loss is of what is minimised: in nats for no q but 0
+    assert capsys.readouterr().out == (
+        "epoch 1/9  0:04 left, validation accuracy 90.56%, accuracy gap 2.8 points  "
+        "(training 93.34%, test 90.24%, loss 0.1780 nats, 200 images/s)\n"
+    )
+
+
 def test_before_its_first_epoch_it_says_what_it_waits_for_and_going_on_it_shows_where_it_stands(
     of: Callable[..., Params],
 ) -> None:
