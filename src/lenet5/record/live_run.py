@@ -118,8 +118,13 @@ def close_cut_short(store: Store, attempts: Iterable[str]) -> None:
 
 def open_run(store: Store, params: Params, code: Code, tags: Mapping[str, str]) -> MlflowRun:
     """Open a run named by its recipe, with the params that training used."""
+    return store.create_run(run_name(params), {**tags, **gap_tag(params)}, trained_params(params), code)
+
+
+def gap_tag(params: Params) -> dict[str, str]:
+    """The tag of a run, one of many too, that says what its gaps compare the training images with."""
     other = "validation images" if params.data.validation_size else "test images (no validation images)"
-    return store.create_run(run_name(params), {**tags, GAP_IS_TO: other}, trained_params(params), code)
+    return {GAP_IS_TO: other}
 
 
 def trained_params(params: Params) -> dict[str, str]:

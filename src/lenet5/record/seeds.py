@@ -12,7 +12,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from lenet5.errors import UserError
 from lenet5.params import Params
 from lenet5.record.lineage import Code
-from lenet5.record.live_run import log_points, missing_points, one_of_each, trained_params
+from lenet5.record.live_run import gap_tag, log_points, missing_points, one_of_each, trained_params
 from lenet5.record.result import epoch_points, readable, run_name
 from lenet5.record.store import DESCRIPTION, Store, user_errors
 from lenet5.results.history import EpochRow
@@ -30,8 +30,8 @@ class SeedsRun:
     def __init__(
         self, store: Store, params: Params, seeds: Sequence[int], question: str, tags: Mapping[str, str], code: Code
     ) -> None:
-        self._store, self._recipe, self._tags, self._code = store, trained_params(params), tags, code
-        self._question = question
+        self._store, self._recipe, self._code = store, trained_params(params), code
+        self._tags, self._question = {**tags, **gap_tag(params)}, question
         with user_errors(store.uri, THEN):
             self._parents = self._find_or_open(run_name(params), seeds)
             parent = self._parents[question]

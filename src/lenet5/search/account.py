@@ -7,12 +7,13 @@ from pathlib import Path
 from lenet5.files import write_bytes
 from lenet5.params import Params, flat_params
 from lenet5.record.family import Family, Member, Status
+from lenet5.record.live_run import gap_tag
 from lenet5.record.result import Point, curve_points, readable
 from lenet5.results.history import EpochRow
 from lenet5.search.board import counts, leaderboard, markdown
 from lenet5.search.confirm import Verdict, verdict_rows
 from lenet5.search.engine import Row
-from lenet5.search.plan import Plan, shared_params, trial_params
+from lenet5.search.plan import Plan, first_tried, shared_params, trial_params
 from lenet5.search.study import Study
 from lenet5.search.trials import Kind, Trial, best_first, chosen_row
 
@@ -54,12 +55,26 @@ def _parent(key: str, name: str, plan: Plan, base: Params, trials: list[Trial], 
         f"A sweep of {plan.trials} trials: {counts(trials)}.\n\n{markdown(*leaderboard(trials, plan))}\n"
         f"`lenet5 sweep show {name}` shows more, and `lenet5 sweep run` with {name}.yaml goes on where it stopped."
     )
-    tags = {"sweep": name, "objective": plan.objective} | ({"best_trial": str(best[0].number)} if best else {})
+    tags = {"sweep": name, "objective": plan.objective, **_gap(plan, base)}
+    won = {"best_trial": str(best[0].number)} if best else {}
     last = max((trial.ended or 0 for trial in trials), default=0)
     first = min((trial.started for trial in trials), default=0)
     return Member(
-        key, f"sweep-{name}", status, shared_params(plan, base) | space, tags, told, (), figures | totals, last, first
+        key,
+        f"sweep-{name}",
+        status,
+        shared_params(plan, base) | space,
+        tags | won,
+        told,
+        (),
+        figures | totals,
+        last,
+        first,
     )
+
+
+def _gap(plan: Plan, base: Params) -> dict[str, str]:
+    return gap_tag(trial_params(plan, base, first_tried(plan)))
 
 
 def _with_verdicts(parent: Member, found: Sequence[Verdict]) -> Member:
@@ -85,7 +100,7 @@ def _child(trial: Trial, plan: Plan, base: Params, in_hand: bool) -> Member:
         name=f"trial-{trial.number}",
         status=status,
         params=params,
-        tags={"trial": str(trial.number), "trial.state": state},
+        tags={"trial": str(trial.number), "trial.state": state, **_gap(plan, base)},
         description=trial.note or _SAID.get(state, ""),
         points=[point for row in trial.rows for point in _points(row)],
         figures=_figures(trial, plan, base) if trial.kind == "complete" else {},

@@ -78,3 +78,4 @@ def test_a_lost_answer_doubles_neither_the_run_nor_its_seeds(
     ]
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
     assert [run.data.params["train.seed"] for run in children] == ["0", "1"]
+    assert {run.data.tags["gap.is_to"] for run in (parent, *children)} == {"validation images"}

@@ -55,11 +55,13 @@ def test_how_trials_ended_can_be_told_apart(family: Callable[..., Any], study: S
         assert child.ended == (trial.ended or 0)
         assert bool(child.figures) == (trial.kind == "complete")
         assert {point.step for point in child.points} == {1}  # of one that is in hand, too
+        assert child.tags["gap.is_to"] == "validation images"
 
 
 def test_the_sweep_says_how_it_stands_and_what_became_of_its_winner(family: Callable[..., Any]) -> None:
     parent = family("KILLED").parent
     assert (parent.status, parent.tags["best_trial"]) == ("KILLED", "0")
+    assert parent.tags["gap.is_to"] == "validation images"
     assert parent.figures["trials"] == len(ENDS)
     assert "`lenet5 sweep run` with wide.yaml goes on where it stopped" in parent.description
     confirmed = family("FINISHED", [WINNER]).parent
