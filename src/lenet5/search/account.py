@@ -47,7 +47,7 @@ def write_files(study: Study, plan: Plan, file: str, content: bytes, folder: Pat
 
 def _parent(key: str, name: str, plan: Plan, base: Params, trials: list[Trial], status: Status) -> Member:
     best = best_first(trials, plan.objective)
-    space = {param: str(values) for param, values in plan.space.items()}
+    params = shared_params(plan, base) | {param: str(values) for param, values in plan.space.items()}
     figures = _figures(best[0], plan, base) if best else {}
     ended = [trial for trial in trials if trial.ended]
     totals = {"trials": float(len(ended)), "trials_complete": float(len(best))}
@@ -59,18 +59,7 @@ def _parent(key: str, name: str, plan: Plan, base: Params, trials: list[Trial], 
     won = {"best_trial": str(best[0].number)} if best else {}
     last = max((trial.ended or 0 for trial in trials), default=0)
     first = min((trial.started for trial in trials), default=0)
-    return Member(
-        key,
-        f"sweep-{name}",
-        status,
-        shared_params(plan, base) | space,
-        tags | won,
-        told,
-        (),
-        figures | totals,
-        last,
-        first,
-    )
+    return Member(key, f"sweep-{name}", status, params, tags | won, told, (), figures | totals, last, first)
 
 
 def _gap(plan: Plan, base: Params) -> dict[str, str]:
