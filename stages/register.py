@@ -15,15 +15,19 @@ from lenet5.record.attempt import attempts_at, cut_short, forget
 from lenet5.record.completion import record
 from lenet5.record.lineage import lineage_tags, read_code
 from lenet5.record.live_run import catch_up, close_cut_short
+from lenet5.record.locked import refuse_other_params
 from lenet5.record.promotion import CHAMPION
 from lenet5.record.result import headline, read_result
 from lenet5.record.store import connect
 from lenet5.record.summary import summary
+from lenet5.stage import called_by_dvc
 from lenet5.workspace import ATTEMPTS, PARAMS_FILE, main_workspace
 
 
 def main(params: Params) -> None:
     """Record what the earlier stages made, and say what became of the model."""
+    if called_by_dvc("register"):  # `make record` has DVC look at no other stage
+        refuse_other_params(params)
     code, result, folder = read_code(), read_result(params), main_workspace() / ATTEMPTS
     attempts = attempts_at(folder, result.training_digest)
     store = connect(params)
@@ -44,7 +48,7 @@ def verdict(entry: Mapping[str, Any]) -> str:
     """What became of the model, and what it is now, in a line."""
     became, reason = entry["became"], entry["reason"]
     if entry["version"] is None:
-        return f"{entry['model']}: no version, {reason}; a lower limit in {PARAMS_FILE} and `dvc repro` make one"
+        return f"{entry['model']}: no version, {reason}; wider limits in {PARAMS_FILE} and `dvc repro` make one"
     version = f"{entry['model']} version {entry['version']}"
     if entry["alias"] == became:
         return f"{version}: {became}, {reason}"

@@ -58,8 +58,13 @@ def _refuse_another_package(script: Path) -> None:
         raise UserError(f"runs the package in {own}, not {wanted}, which is beside the stage; call it from its folder")
 
 
+def called_by_dvc(name: str) -> bool:
+    """Whether DVC runs this process as the stage ``name``, called from whatever folder."""
+    return os.environ.get("DVC_STAGE", "").rpartition(":")[2] == name
+
+
 def _bring_back(name: str) -> None:
-    if os.environ.get("DVC_STAGE") == name:
+    if called_by_dvc(name):
         # In a process of its own: here, importing DVC would wait for mlflow, which a thread may be importing.
         subprocess.run([sys.executable, "-m", "lenet5.stage", name], check=False)
 

@@ -155,12 +155,16 @@ def test_what_cannot_be_compared_is_one_line(two: Project, compare: Comparer, tm
     assert "cannot be written" in compare.refused(project, "workspace", "workspace", "--html", page)
 
     project.edit({"train.lr": 0.1})
-    assert "changed since evaluate ran; `dvc repro` first" in compare.refused(project, "workspace", second.info.run_id)
+    assert "changed since train ran; `dvc repro` first" in compare.refused(project, "workspace", second.info.run_id)
 
 
 def test_a_workspace_that_has_not_run_says_so(two: Project, compare: Comparer, tmp_path: Path) -> None:
     project = two.copy(tmp_path / "project")
+    history = project.path / "plots/history.csv"
+    history.write_bytes(history.read_bytes() + b"\n")  # another branch's, left by `git switch`
+    assert "plots/history.csv: not what dvc.lock holds; `dvc ch" in compare.refused(project, "workspace", "champion")
     (project.path / "plots/predictions.csv").unlink()
+    history.unlink()
     assert "plots/predictions.csv: not found; `dvc repro evaluate`" in compare.refused(project, "workspace", "champion")
     for content in ("", "<<<<<<< ours\n", "- a list\n", "schema: '2.0'\n"):
         (project.path / "dvc.lock").write_text(content)

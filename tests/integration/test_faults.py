@@ -189,7 +189,7 @@ def test_a_signal_gets_one_line_the_outs_come_back_and_the_run_is_closed(
 
 def test_a_closed_terminal_leaves_the_outs_and_a_closed_run(pipeline_copy: Project) -> None:
     project = pipeline_copy
-    before, project.env["DVC_STAGE"] = digests(project, "models/lenet5.pth"), "train"
+    before, project.env["DVC_STAGE"] = digests(project, "models/lenet5.pth"), "../dvc.yaml:train"  # from a subfolder
     project.shrink({"train.epochs": 1000})
     (project.path / "models/lenet5.pth").unlink()
     terminal, inside = pty.openpty()

@@ -145,6 +145,14 @@ def test_a_wiped_record_is_rebuilt_from_the_outs(pristine: Project, pipeline_cop
     assert pipeline_copy.mlflow().get_model_version_by_alias(NAME, "champion").version == 1
 
 
+def test_outs_are_not_recorded_under_params_that_did_not_make_them(pipeline_copy: Project) -> None:
+    (before,) = pipeline_copy.runs()
+    pipeline_copy.edit({"train.lr": 0.123})
+    done = pipeline_copy.run("dvc", "repro", "--force", "--single-item", "register", check=False)  # make record
+    assert "register: params.yaml has changed since train ran; `dvc repro` first" in done.stderr
+    assert [run.info.run_id for run in pipeline_copy.runs()] == [before.info.run_id]
+
+
 @pytest.mark.parametrize(
     "gone",
     [

@@ -8,9 +8,15 @@ from typing import Any
 
 from rich.console import Console
 from rich.text import Text
-from ruamel.yaml.error import YAMLError
 
-from lenet5.commands.leaderboard import board_page, curves_section, rank, refuse_other_images, show_board
+from lenet5.commands.leaderboard import (
+    board_page,
+    curves_section,
+    rank,
+    refuse_other_images,
+    show_board,
+    with_gaps_to_the_same,
+)
 from lenet5.commands.tables import (
     EPOCH,
     F1,
@@ -27,15 +33,15 @@ from lenet5.commands.tables import (
     written,
 )
 from lenet5.data.fashion_mnist import CLASSES, data_digest
-from lenet5.dialect import read_yaml
 from lenet5.errors import UserError
 from lenet5.files import read_json, write_bytes
 from lenet5.outs import EVALUATION, HISTORY, PREDICTIONS
 from lenet5.params import Params, flat_params, load_params
+from lenet5.record.locked import refuse_other_outs, refuse_other_params
 from lenet5.record.promotion import discordant, mcnemar, told_p
 from lenet5.record.result import RECORDED, Measured, read_predictions
 from lenet5.results.history import read_history
-from lenet5.workspace import LOCK_FILE, PARAMS_FILE
+from lenet5.workspace import PARAMS_FILE
 
 FIRST, SECOND = "A", "B"
 _PAGES = (".html", ".htm")
@@ -44,13 +50,6 @@ _DIFFERENCE = f"{SECOND} - {FIRST}"
 WORKSPACE = "workspace"
 BEST = 5
 """How many are compared when none is named."""
-
-_OF_STAGE = {
-    "kernel_check": ("kernel_check",),
-    "evaluate": ("data", "model", "train", "evaluate"),
-    "export": ("model", "export"),
-}
-
 
 _FIGURES: Mapping[str, Sequence[tuple[str, tuple[str, ...], Kind]]] = {
     "Figures with their intervals (accuracies in %)": [
@@ -131,26 +130,15 @@ def compare_results(first: Measured, second: Measured, alpha: float) -> Comparis
     refuse_other_images(first, second)
     names = sorted(first.params.keys() | second.params.keys())
     values = [(name, first.params.get(name, "-"), second.params.get(name, "-")) for name in names]
-    sides = {FIRST: first.evaluation, SECOND: second.evaluation}
-    bare = [letter for letter, evaluation in sides.items() if "validation" not in evaluation]
-    if bare:  # a gap to validation images and one to test images are two things
-        sides = {letter: {**one, "gap": one.get("gap_test", one["gap"])} for letter, one in sides.items()}
+    sides, note = with_gaps_to_the_same({FIRST: first, SECOND: second})
     return Comparison(
         names=(first.name, second.name),
         params=[entry for entry in values if entry[1] != entry[2]],
         figures={title: [_row(*figure, *sides.values()) for figure in figures] for title, figures in _FIGURES.items()},
         verdict=judge(first, second, alpha),
-        note=_without_validation(bare),
+        note=note,
         results={FIRST: first, SECOND: second},
     )
-
-
-def _without_validation(bare: Sequence[str]) -> str:
-    """What a reader has to know where a result, or both, held no images out; empty where both did."""
-    if not bare:
-        return ""
-    kept = f"{' and '.join(bare)} held no images out for validation"
-    return f"{kept}: no onset of overfitting can be told, and both gaps are those from training to test images."
 
 
 def judge(first: Measured, second: Measured, alpha: float) -> Verdict:
@@ -219,14 +207,12 @@ def _read(reference: str, params: Params) -> Measured:
 
 
 def _read_workspace(params: Params) -> Measured:
-    """The outs as they lie here. Raises UserError where they are missing, or of other params than params.yaml's."""
-    if not LOCK_FILE.is_file():
-        raise UserError(f"{WORKSPACE}: the pipeline has not run here yet; `dvc repro`")
-    ran, now = _params_of_stages(), params.model_dump(by_alias=True)
-    for stage, sections in _OF_STAGE.items():
-        used = ran.get(stage, {})
-        if any(used.get(section) != now[section] for section in sections):
-            raise UserError(f"{WORKSPACE}: {PARAMS_FILE} has changed since {stage} ran; `dvc repro` first")
+    """The outs as they lie here. Raises UserError where they are missing, or are not one result of params.yaml."""
+    try:
+        refuse_other_params(params)
+        refuse_other_outs((EVALUATION, PREDICTIONS, HISTORY))
+    except UserError as error:
+        raise UserError(f"{WORKSPACE}: {error}") from None
     return Measured(
         name=WORKSPACE,
         params=flat_params(params, *RECORDED),
@@ -235,15 +221,6 @@ def _read_workspace(params: Params) -> Measured:
         data_digest=data_digest(),
         history=read_history(HISTORY),
     )
-
-
-def _params_of_stages() -> dict[str, Mapping[str, Any]]:
-    """The params that each stage last ran with. Raises UserError where dvc.lock is broken."""
-    try:
-        stages = read_yaml(LOCK_FILE.read_text(encoding="utf-8"))["stages"]
-        return {name: stage.get("params", {}).get(str(PARAMS_FILE), {}) for name, stage in stages.items()}
-    except (YAMLError, ValueError, TypeError, KeyError, AttributeError):
-        raise UserError(f"{LOCK_FILE}: not a file DVC wrote; move it away, then `dvc repro` writes it anew") from None
 
 
 def _row(name: str, path: Sequence[str], kind: Kind, first: Mapping[str, Any], second: Mapping[str, Any]) -> Row:

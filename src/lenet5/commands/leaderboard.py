@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -58,13 +59,14 @@ def rank(results: Sequence[Measured], alpha: float) -> Leaderboard:
     counts = {letter: discordant(first.predictions, one.predictions) for letter, one in lettered.items()}
     others = list(lettered)[1:]
     p_values = dict(zip(others, holm([mcnemar(*counts[letter]) for letter in others]), strict=True))
+    evaluations, note = with_gaps_to_the_same(lettered)
     standings = [
         Standing(
             letter,
             [written(_bare(one, column), path, kind) for column, (path, kind) in _COLUMNS.items()],
             *_against(counts[letter], p_values.get(letter), alpha),
         )
-        for letter, one in sorted(lettered.items(), key=lambda entry: -(find(entry[1].evaluation, _TEST) or 0))
+        for letter, one in sorted(evaluations.items(), key=lambda entry: -(find(entry[1], _TEST) or 0))
     ]
     return Leaderboard(
         names={letter: one.name for letter, one in lettered.items()},
@@ -75,7 +77,7 @@ def rank(results: Sequence[Measured], alpha: float) -> Leaderboard:
             f"Accuracies in %, the accuracy gap in points. Against A: of {len(first.predictions):,} test images, those "
             f"right only with the other, those right only with A, and the p-value of McNemar's exact test, corrected "
             f"by Holm's method for {len(others)} {'tests' if len(others) > 1 else 'test'}. Coloured: more than luck at "
-            f"register.alpha {alpha:g}."
+            f"register.alpha {alpha:g}. {note}".rstrip()
         ),
     )
 
@@ -84,6 +86,21 @@ def refuse_other_images(first: Measured, second: Measured) -> None:
     """Raise UserError where two results were measured on different test images."""
     if first.data_digest != second.data_digest or not first.predictions["true"].equals(second.predictions["true"]):
         raise UserError(f"{first.name} and {second.name} were measured on different test images: no comparison is fair")
+
+
+def with_gaps_to_the_same(results: Mapping[str, Measured]) -> tuple[dict[str, Mapping[str, Any]], str]:
+    """The evaluations by letter, with gaps to one kind of images; and what a reader has to know of these, if anything.
+
+    A gap to validation images and one to test images are two things.
+    """
+    evaluations = {letter: one.evaluation for letter, one in results.items()}
+    bare = [letter for letter, evaluation in evaluations.items() if "validation" not in evaluation]
+    if not bare:
+        return evaluations, ""
+    kept = f"{' and '.join(bare)} held no images out for validation"
+    return {letter: {**one, "gap": one.get("gap_test", one["gap"])} for letter, one in evaluations.items()}, (
+        f"{kept}: no onset of overfitting can be told, and all gaps are those from training to test images."
+    )
 
 
 def show_board(board: Leaderboard, console: Console) -> None:
@@ -122,15 +139,15 @@ def curves_section(results: Mapping[str, Measured]) -> str:
     return f'<h2>Curves</h2>\n<div><img alt="{alternative}" src="data:image/png;base64,{data}"></div>'
 
 
-def _bare(one: Measured, column: str) -> Mapping[str, object]:
+def _bare(evaluation: Mapping[str, Any], column: str) -> Mapping[str, Any]:
     """The evaluation; without intervals but for the test accuracy, so that the table fits a terminal."""
     if column == next(iter(_COLUMNS)):
-        return one.evaluation
+        return evaluation
     return {
         name: {key: value for key, value in figures.items() if not key.endswith(("_low", "_high"))}
         if isinstance(figures, Mapping)
         else figures
-        for name, figures in one.evaluation.items()
+        for name, figures in evaluation.items()
     }
 
 

@@ -40,6 +40,17 @@ def test_the_best_comes_first_and_each_is_tested_against_the_first_named(board: 
     assert by_letter["B"].figures[0] == "66.00 [56.00, 76.00]"
 
 
+def test_where_one_held_no_images_out_all_gaps_are_to_the_test_images_and_it_is_said() -> None:
+    split = {"validation": {"loss": 0.3, "accuracy": 0.5}, "gap_test": {"loss": 0.4, "accuracy": 0.3}}
+    divided = measured("10", evaluation={**measured("10").evaluation, **split})
+    board = rank([divided, divided, measured("10")], 0.1)
+    assert [one.figures[2] for one in board.standings] == ["30.00", "30.00", "40.00"]
+    for text in (printed(board), board_page(board)):
+        assert "C held no images out for validation" in text
+        assert "all gaps are those from training to test images" in " ".join(text.split())
+    assert "held no images out" not in printed(rank([divided] * 3, 0.1))
+
+
 def test_no_name_or_value_is_cut_where_many_stand_side_by_side() -> None:
     changed = {"train.augmentation.horizontal_flip": "True", "train.weights": "best_validation"}
     results = [measured("1" * 100, str(number), params=changed if number % 2 else {}) for number in range(6)]
