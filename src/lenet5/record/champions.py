@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from mlflow import MlflowClient
-from mlflow.entities.model_registry import ModelVersion
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 from lenet5.errors import UserError
 from lenet5.params import Params
@@ -15,6 +15,8 @@ from lenet5.record.addresses import store_uri
 from lenet5.record.lineage import user
 from lenet5.record.promotion import CHAMPION
 from lenet5.record.store import reader, user_errors
+
+_ELSEWHERE = "the alias was moved without `lenet5`: no reason on record"
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,8 @@ def _history(client: MlflowClient, name: str) -> list[Reign]:
     model = client.get_registered_model(name)
     changes = sorted(_changes(model.tags))
     current = model.aliases.get(CHAMPION)
-    if current is not None and (not changes or changes[-1][1] != str(current)):
-        changes.append(("?", str(current), "the alias was moved without `lenet5`: no reason on record"))
+    if elsewhere := _unrecorded(model):
+        changes.append(("?", elsewhere, _ELSEWHERE))
     last = len(changes) - 1
     return [
         Reign(
@@ -100,10 +102,24 @@ def _changes(tags: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
 
 def crown(client: MlflowClient, name: str, version: str, reason: str) -> None:
     """Make ``version`` of the model ``name`` champion, with the reason on record."""
+    model = client.get_registered_model(name)
+    current = _unrecorded(model)
+    if current not in (None, version):  # or `move_back` would not find it
+        _note(client, name, str(current), _ELSEWHERE)
     # Before the alias: who is killed between leaves a reason too many, not a champion without one.
+    _note(client, name, version, reason)
+    client.set_registered_model_alias(name, CHAMPION, version)
+
+
+def _unrecorded(model: RegisteredModel) -> str | None:
+    """The champion, if the latest change on record did not make it so."""
+    current, changes = model.aliases.get(CHAMPION), sorted(_changes(model.tags))
+    return None if current is None or (changes and changes[-1][1] == str(current)) else str(current)
+
+
+def _note(client: MlflowClient, name: str, version: str, reason: str) -> None:
     entry = json.dumps({"version": version, "reason": reason})
     client.set_registered_model_tag(name, f"{CHAMPION} {now()}", entry)
-    client.set_registered_model_alias(name, CHAMPION, version)
 
 
 def champion_of(client: MlflowClient, name: str) -> ModelVersion | None:
@@ -120,4 +136,4 @@ def aliases_of(client: MlflowClient, version: ModelVersion) -> list[str]:
 
 def now() -> str:
     """The time as the record writes it: UTC, fine enough to tell two changes apart."""
-    return datetime.now(UTC).isoformat(" ", "milliseconds").removesuffix("+00:00")
+    return datetime.now(UTC).isoformat(" ", "microseconds").removesuffix("+00:00")
