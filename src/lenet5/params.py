@@ -18,7 +18,8 @@ from lenet5.errors import UserError, shown
 TRAINING_IMAGES = 60_000
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**31)]
+LARGEST_SEED = 2**31 - 1
+Seed = Annotated[int, Field(ge=0, lt=LARGEST_SEED + 1)]
 Batch = Annotated[int, Field(ge=1, le=TRAINING_IMAGES)]
 Source = Annotated[
     str, Field(pattern=r"^(https?://.+|torchvision|debian)$", description="an http(s) URL, torchvision or debian")

@@ -7,8 +7,10 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from lenet5.record.evidence import models_of
+
 from .conftest import Project
-from .test_record import NAME
+from .test_record import NAME, as_if_trained
 from .test_registry import Lenet5, delete_for_good
 
 
@@ -82,3 +84,18 @@ def test_verify_names_what_is_missing_and_make_record_mends_it(pipeline_copy: Pr
     assert "problem" not in lenet5("record", "verify")
     client.delete_registered_model_alias(NAME, "champion")
     assert "nobody is champion" in lenet5("record", "verify")
+
+
+def test_make_record_brings_the_model_of_a_rejected_result_back(pipeline_copy: Project, lenet5: Lenet5) -> None:
+    client, (before,) = pipeline_copy.mlflow(), pipeline_copy.runs()
+    as_if_trained(pipeline_copy, 100)
+    pipeline_copy.stage("register")
+    assert pipeline_copy.json("registration")["became"] == "rejected"
+    (run,) = (one for one in pipeline_copy.runs() if one.info.run_id != before.info.run_id)
+    (model,) = models_of(client, run.info.experiment_id, run.info.run_id)
+    client.delete_logged_model(model.model_id)
+    assert "its model missing; `make record`" in lenet5.refused("record", "pack", run.info.run_id, "result.zip")
+    assert f"({run.info.run_id}): its model missing" in lenet5.failed("record", "verify")
+    pipeline_copy.stage("register")
+    assert lenet5("record", "verify").startswith("ok")
+    assert run.info.run_name in lenet5("record", "pack", run.info.run_id, "result.zip")

@@ -21,7 +21,7 @@ from lenet5.data.datasets import load_splits
 from lenet5.data.fashion_mnist import RAW_DIR
 from lenet5.errors import UserError
 from lenet5.files import digest
-from lenet5.params import Params, load_params
+from lenet5.params import LARGEST_SEED, Params, load_params
 from lenet5.processors import SLOWED, busy, use_own_share
 from lenet5.record.lineage import lineage_tags, read_code
 from lenet5.record.result import evaluation_figures
@@ -39,7 +39,6 @@ from lenet5.workspace import PARAMS_FILE, PIPELINE_FILE, SEEDS, main_workspace
 if TYPE_CHECKING:
     from lenet5.record.seeds import SeedsRun  # MLflow, which is imported when the params are known to be right
 
-_LARGEST_SEED = 2**31 - 1
 _ABOUT_A_MEAN = ("deviation", "low", "high")
 
 
@@ -78,8 +77,8 @@ def seeds_from(first: int, count: int) -> list[int]:
     """``count`` seeds, one after the other. Raises UserError where there are none, or no spread."""
     if count < 2:
         raise UserError(f"--count {count}: a spread needs at least 2 seeds")
-    if first + count - 1 > _LARGEST_SEED:
-        raise UserError(f"--count {count}: from train.seed {first} that goes beyond {_LARGEST_SEED}; lower train.seed")
+    if first + count - 1 > LARGEST_SEED:
+        raise UserError(f"--count {count}: from train.seed {first} that goes beyond {LARGEST_SEED}; lower train.seed")
     return list(range(first, first + count))
 
 
@@ -182,9 +181,9 @@ def _summary(spreads: Mapping[str, Spread]) -> dict[str, float]:
 
 
 def _open_record(params: Params, wanted: Sequence[int], question: str) -> "SeedsRun":
-    from lenet5.record.seeds import SeedsRun
+    from lenet5.record.seeds import THEN, SeedsRun
     from lenet5.record.store import connect
 
     code = read_code()
     tags = lineage_tags(code) | {"mlflow.source.name": "lenet5 seeds"}
-    return SeedsRun(connect(params), params, wanted, question, tags, code)
+    return SeedsRun(connect(params, THEN), params, wanted, question, tags, code)

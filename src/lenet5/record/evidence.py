@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import LifecycleStage
+from mlflow.entities import LifecycleStage, LoggedModel, LoggedModelStatus
 from mlflow.entities import Run as MlflowRun
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -84,6 +84,12 @@ def run_holds(client: MlflowClient, run_id: str, path: Path) -> bool:
     return _found(client.get_run, run_id) is not None and any(
         item.path == path.as_posix() for item in client.list_artifacts(run_id, folder)
     )
+
+
+def models_of(client: MlflowClient, experiment_id: str, run_id: str) -> list[LoggedModel]:
+    """The run's logged models; not what a process leaves that was killed while it logged one."""
+    found = client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'")
+    return [model for model in found if model.status == LoggedModelStatus.READY]
 
 
 def has_files(client: MlflowClient, version: ModelVersion) -> bool:

@@ -17,15 +17,16 @@ from lenet5.errors import PERSON_CAN_MEND, UserError
 from lenet5.files import atomic_path
 from lenet5.params import Params
 from lenet5.record.addresses import store_uri
-from lenet5.record.evidence import download_from_model
+from lenet5.record.evidence import download_from_model, is_whole, models_of
 from lenet5.record.live_run import log_points
 from lenet5.record.reading import find_run
 from lenet5.record.result import Point
 from lenet5.record.store import RESULT, TRAINING, Store, connect, reader, user_errors
 from lenet5.record.verification import TAKING, losses
-from lenet5.record.versions import ensure_model
+from lenet5.record.versions import ensure_model, versions_with
 
 _ABOUT, _RUN, _MODEL, _FORMAT = "result.json", "run", "model", 1
+_AGAIN = "; the same command takes it up again"
 _LAST = (RESULT, TRAINING)
 """The tags by which others take a run for whole."""
 _FACTS = ("weights_sha256", "test_accuracy", "accuracy_gap", "decision", "decided")
@@ -46,9 +47,7 @@ def pack(reference: str, params: Params, file: Path) -> str:
         run, folder = find_run(client, reference, params), Path(name)
         if lost := next(losses(client, run), None):
             raise UserError(f"run {run.info.run_name}: {lost}")
-        model = next(iter(_models(client, run)), None)
-        if model is None:
-            raise UserError(f"run {run.info.run_name} has no model any more; `make record` brings it back")
+        model = str(models_of(client, run.info.experiment_id, run.info.run_id)[0].model_id)
         client.download_artifacts(run.info.run_id, "", str(_made(folder / _RUN)))
         download_from_model(client, uri, model, "", folder).rename(folder / _MODEL)
         (folder / _ABOUT).write_text(json.dumps(_about(client, run), indent=1), encoding="utf-8")
@@ -65,8 +64,8 @@ def take(file: Path, params: Params) -> str:
     """
     with tempfile.TemporaryDirectory() as name:
         about = _unpack(file, Path(name))
-        store = connect(params)
-        with user_errors(store.uri, then="; the same command takes it up again"), store.exclusive():
+        store = connect(params, _AGAIN)
+        with user_errors(store.uri, _AGAIN), store.exclusive():
             for begun in store.runs(TAKING, about["tags"][RESULT]):  # a process was killed over it
                 if RESULT not in begun.data.tags:
                     _delete(store.client, begun.info.run_id)
@@ -78,7 +77,9 @@ def take(file: Path, params: Params) -> str:
 
 def _about(client: MlflowClient, run: MlflowRun) -> dict[str, Any]:
     histories = [point for key in run.data.metrics for point in client.get_metric_history(run.info.run_id, key)]
-    versions = client.search_model_versions(f"run_id = '{run.info.run_id}'")
+    # An evaluation made anew is a run of its own, and the version stays with the run before.
+    ways = f"run_id = '{run.info.run_id}'", f"tags.weights_sha256 = '{run.data.tags.get('digest.weights')}'"
+    versions = next(filter(None, map(client.search_model_versions, ways)), None)
     return {
         "format": _FORMAT,
         "name": run.info.run_name,
@@ -93,11 +94,6 @@ def _about(client: MlflowClient, run: MlflowRun) -> dict[str, Any]:
         ],
         "version": {"description": versions[0].description, "tags": dict(versions[0].tags)} if versions else None,
     }
-
-
-def _models(client: MlflowClient, run: MlflowRun) -> list[str]:
-    found = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
-    return [str(model.model_id) for model in found if model.status == LoggedModelStatus.READY]
 
 
 def _unpack(file: Path, folder: Path) -> dict[str, Any]:
@@ -161,11 +157,7 @@ def _add_model(store: Store, run_id: str, folder: Path) -> str:
 def _add_version(client: MlflowClient, name: str, run_id: str, model_id: str, version: dict[str, Any]) -> str:
     ensure_model(client, name)
     tags = {key: value for key, value in version["tags"].items() if key in _FACTS}
-    held = [
-        one
-        for one in client.search_model_versions(f"name = '{name}'")
-        if one.tags.get("weights_sha256") == tags.get("weights_sha256")
-    ]
+    held = [one for one in versions_with(client, name, tags.get("weights_sha256")) if is_whole(client, one)]
     if held:
         return f"whose weights are version {held[0].version} of {name}"
     source = f"models:/{model_id}"

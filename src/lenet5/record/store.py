@@ -27,6 +27,7 @@ from lenet5.workspace import main_workspace
 ATTEMPT, TRAINING, COMPLETING, RESULT, HISTORY_FROM = "attempt", "training", "completing", "result", "history_from"
 DIFF = "pipeline/changes.diff"
 DESCRIPTION = "mlflow.note.content"  # of a run, which the UI shows
+_GOES_ON = "; then `dvc repro` goes on"
 _LOCK_SECONDS = 600
 _CLOUDS = ("boto3", "botocore", "google", "azure")
 _TRAINED = "Training has ended. Its figures, files and model version come with the stage register: `dvc repro`."
@@ -112,16 +113,16 @@ def every_run(
             return runs
 
 
-def connect(params: Params) -> Store:
+def connect(params: Params, then: str = _GOES_ON) -> Store:
     """Open the store and the experiment, creating what is not there.
 
-    Raises UserError where it cannot be reached or used.
+    Raises UserError where it cannot be reached or used, in a line that ends with ``then``.
     """
     quiet_and_impatient()
     uri = store_uri()
     refuse_unfit(uri)
     name = experiment_name(params)
-    with user_errors(uri):
+    with user_errors(uri, then):
         # Two processes that create the same database at once would both fail.
         with _lock(uri):
             file = sqlite_file(uri)
@@ -167,7 +168,7 @@ def reader(uri: str) -> MlflowClient:
     if file and not file.is_file():  # MLflow would make an empty one
         raise UserError(f"{file}: no MLflow record here; `dvc repro` or, where it runs nothing, `make record` makes it")
     root = main_workspace()
-    with user_errors(uri):
+    with user_errors(uri, then=""):
         if file and is_elsewhere(file, root):  # asked first: a folder that is not theirs can be read all the same
             with _lock(uri):
                 follow_the_workspace(file, root)
@@ -180,7 +181,7 @@ def experiment_name(params: Params) -> str:
 
 
 @contextmanager
-def user_errors(uri: str, then: str = "; then `dvc repro` goes on") -> Iterator[None]:
+def user_errors(uri: str, then: str = _GOES_ON) -> Iterator[None]:
     """Turn what a person can mend about the store at ``uri`` into one line, which ends with ``then``."""
     from requests import RequestException
     from sqlalchemy.exc import SQLAlchemyError

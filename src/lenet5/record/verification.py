@@ -10,7 +10,7 @@ from lenet5.findings import Finding
 from lenet5.outs import CARD, EVALUATION, HISTORY, PREDICTIONS, PROGRAM
 from lenet5.params import Params
 from lenet5.record.addresses import store_uri
-from lenet5.record.evidence import has_evidence, has_files, is_whole, run_holds
+from lenet5.record.evidence import has_evidence, has_files, is_whole, models_of, run_holds
 from lenet5.record.promotion import CHAMPION
 from lenet5.record.store import DIFF, RESULT, TRAINING, every_run, experiment_name, reader, user_errors
 from lenet5.workspace import PARAMS_FILE
@@ -33,9 +33,11 @@ def lacking_files(client: MlflowClient, run_id: str) -> list[str]:
 
 
 def losses(client: MlflowClient, run: MlflowRun) -> Iterator[str]:
-    """What a complete run has lost of its files, and what brings it back."""
+    """What a complete run has lost of its files and its model, and what brings it back."""
     if lacking := lacking_files(client, run.info.run_id):
         yield f"{', '.join(lacking)} missing; {_MENDS}"
+    if not models_of(client, run.info.experiment_id, run.info.run_id):
+        yield f"its model missing; {_MENDS}"
     if run.data.tags.get("git.dirty") == "true" and not run_holds(client, run.info.run_id, Path(DIFF)):
         yield f"{DIFF} missing, without which nobody can repeat it; only a copy of that file brings it back"
 
@@ -62,8 +64,6 @@ def _look_at_run(client: MlflowClient, run: MlflowRun) -> Iterator[Finding]:
     if RESULT in run.data.tags:
         for lost in losses(client, run):
             yield Finding("problem", "run", f"{called}: {lost}")
-        if not run.data.params or not run.data.metrics:
-            yield Finding("problem", "run", f"{called}: without params or figures; {_MENDS}")
     elif TAKING in run.data.tags:
         yield Finding("note", "run", f"{called}: taken in part; the same `lenet5 record take` takes it up again")
     elif TRAINING in run.data.tags and run.info.status != "KILLED":
@@ -76,9 +76,13 @@ def _look_at_versions(client: MlflowClient, name: str) -> Iterator[Finding]:
         return
     aliases = client.get_registered_model(name).aliases
     carried = {str(number) for number in aliases.values()}
-    for version in client.search_model_versions(f"name = '{name}'"):
+    versions = [(one, is_whole(client, one)) for one in client.search_model_versions(f"name = '{name}'")]
+    kept = {one.tags.get("weights_sha256") for one, whole in versions if whole}
+    for version, whole in versions:
         called, level = f"{name} version {version.version}", "problem" if str(version.version) in carried else "note"
-        if not is_whole(client, version):
+        if not whole and level == "note" and version.tags.get("weights_sha256") in kept:
+            continue  # another version took its place
+        if not whole:
             yield Finding(level, "model", f"{called}: its run or its model was deleted; {_MENDS}")
         elif not has_files(client, version):
             yield Finding(level, "model", f"{called}: its files are gone; {_MENDS}")

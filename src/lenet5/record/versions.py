@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModel, LoggedModelStatus
+from mlflow.entities import LoggedModel
 from mlflow.entities import Run as MlflowRun
 from mlflow.entities.model_registry import ModelVersion
 
@@ -23,6 +23,7 @@ from lenet5.record.evidence import (
     log_evidence,
     log_files,
     model_id_of,
+    models_of,
     read_evidence,
     run_holds,
 )
@@ -45,10 +46,7 @@ _DECISION, _DECIDED = "decision", "decided"
 
 def onnx_of(store: Store, run_id: str, result: Result) -> LoggedModel:
     """The ONNX model of the run, logged once."""
-    logged = store.client.search_logged_models([store.experiment_id], f"source_run_id = '{run_id}'")
-    # A process that was killed while it logged the model leaves one without its files.
-    known = [model for model in logged if model.status == LoggedModelStatus.READY]
-    if known:
+    if known := models_of(store.client, store.experiment_id, run_id):
         return known[0]
     tags = {"weights_sha256": result.training["weights_sha256"]}
     return store.client.get_logged_model(log_model(store.uri, run_id, ONNX, tags))
@@ -60,7 +58,7 @@ def judged(store: Store, run: MlflowRun, result: Result) -> tuple[Decision, Mode
     Version and decision are made once. Where the run or the model of a version is gone for good, a new version takes
     its place, aliases and decision with it.
     """
-    held = _versions_of(store, result)
+    held = versions_with(store.client, result.params.register_.model_name, result.training["weights_sha256"])
     version = next((one for one in reversed(held) if is_whole(store.client, one)), None)
     if not held:
         alone = _compare(store, read_predictions(PREDICTIONS), None, result)
@@ -73,10 +71,10 @@ def judged(store: Store, run: MlflowRun, result: Result) -> tuple[Decision, Mode
     return decide_once(store, version, result), version
 
 
-def _versions_of(store: Store, result: Result) -> list[ModelVersion]:
-    """The versions that hold the result's weights, oldest first."""
-    found = store.client.search_model_versions(f"name = '{result.params.register_.model_name}'")
-    same = [one for one in found if one.tags.get("weights_sha256") == result.training["weights_sha256"]]
+def versions_with(client: MlflowClient, name: str, weights: str | None) -> list[ModelVersion]:
+    """The versions of ``name`` that hold the weights with this SHA-256, oldest first."""
+    found = client.search_model_versions(f"name = '{name}'")
+    same = [one for one in found if one.tags.get("weights_sha256") == weights]
     return sorted(same, key=lambda one: int(one.version))
 
 

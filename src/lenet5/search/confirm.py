@@ -10,7 +10,7 @@ from typing import Any
 
 from lenet5.errors import UserError
 from lenet5.files import digest, write_json
-from lenet5.params import TRAINING_IMAGES, Params, with_values
+from lenet5.params import LARGEST_SEED, TRAINING_IMAGES, Params, with_values
 from lenet5.record.promotion import told_p
 from lenet5.search.engine import Ended, Engine, Failed, Gained, Job, Lost, Row
 from lenet5.search.luck import Gain, fresh_pairs, holm, paired_gain
@@ -19,7 +19,6 @@ from lenet5.search.runs import run_all
 from lenet5.search.trials import Trial, best_first, chosen_row, lower_is_better
 
 CURRENT = "current"
-LARGEST_SEED = 2**31 - 1
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def test_one_wrong_bit_anywhere_is_damage_or_changes_nothing(
     whole = packed.read_bytes()
     right = packing._unpack(packed, tmp_path / "right")
 
-    def came_so_far(_: Params) -> None:
+    def came_so_far(*_: object) -> None:
         raise InterruptedError
 
     monkeypatch.setattr(packing, "connect", came_so_far)
@@ -117,6 +117,7 @@ def test_changes_of_the_working_tree_that_are_gone_are_said_and_make_record_is_n
     ]
     for path in (*NEEDED, f"pipeline/{PARAMS_FILE}"):
         store.client.log_text(run.info.run_id, "", str(path))
+    assert not any("its model missing" in finding.text for finding in verify(params))
     with pytest.raises(UserError, match=lost):
         pack(run.info.run_id, params, tmp_path / "again.zip")
     store.client.log_text(run.info.run_id, "", DIFF)
@@ -130,3 +131,30 @@ def test_a_result_is_not_packed_into_a_folder(tmp_path: Path, params: Params) ->
     for place in (tmp_path, folder):
         with pytest.raises(UserError, match="give a file that ends in"):
             pack("champion", params, place)
+
+
+def test_a_version_whose_run_and_model_are_gone_holds_nothing_and_another_takes_its_place(
+    store: Store, result: Path, params: Params
+) -> None:
+    take(result, params)
+    (version,) = store.client.search_model_versions()
+    store.client.delete_logged_model(str(version.source).removeprefix("models:/"))
+    store.client.delete_run(version.run_id)
+    deleted = "version 1: its run or its model was deleted"
+    assert any(deleted in finding.text for finding in verify(params))
+    assert "version 2 of a-model, without an alias" in take(result, params)
+    assert not any(deleted in finding.text for finding in verify(params))
+    store.client.set_registered_model_alias("a-model", "mine", "1")  # this `make record` hands on
+    assert any(deleted in finding.text for finding in verify(params))
+
+
+def test_a_result_is_packed_with_the_version_that_an_earlier_run_of_its_weights_has(
+    store: Store, result: Path, params: Params
+) -> None:
+    take(result, params)
+    (version,) = store.client.search_model_versions()
+    store.client.set_model_version_tag("a-model", version.version, "weights_sha256", "0123")
+    again = store.client.create_run(store.experiment_id, tags={"digest.weights": "0123"})
+    assert packing._about(store.client, again)["version"]["tags"] == {"weights_sha256": "0123"}
+    other = store.client.create_run(store.experiment_id, tags={"digest.weights": "4567"})
+    assert packing._about(store.client, other)["version"] is None
