@@ -53,17 +53,20 @@ def main(params: Params) -> None:
     with (
         begin(main_workspace() / ATTEMPTS, key, run_name(params)) as attempt,
         Stream(partial(open_run, params, attempt.name, code, tags)) as stream,
-        HistoryFile(HISTORY, training.rows) as history,
-        EpochDisplay(console, params, len(splits.train), training.rows) as display,
         card_errors(),  # last, so that the run gets the reason in words
     ):
-        for row in training.rows:  # of an earlier process, which may have ended before it sent them
-            stream.send(epoch_points(row, None))
-        for row in training.epochs():
-            history.append(row)
-            stream.send(epoch_points(row, display.show(row)))
-            checkpoint.save_if_due(training.state_dict)
-        write(training)
+        with (
+            HistoryFile(HISTORY, training.rows) as history,
+            EpochDisplay(console, params, len(splits.train), training.rows) as display,
+        ):
+            for row in training.rows:  # of an earlier process, which may have ended before it sent them
+                stream.send(epoch_points(row, None))
+            for row in training.epochs():
+                history.append(row)
+                stream.send(epoch_points(row, display.show(row)))
+                checkpoint.save_if_due(training.state_dict)
+            write(training)
+        # From here on all outs are there, whatever ends the process.
         training_digest = digest_training(params)
         attempt.finished(training_digest)
         page = stream.finish(training_digest)

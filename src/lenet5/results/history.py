@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lenet5.errors import UserError
+from lenet5.files import write_bytes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,27 +51,34 @@ class HistoryFile:
 
     def __enter__(self) -> "HistoryFile":
         self._earlier = self._path.read_bytes() if self._path.exists() else None
-        for row in self._rows:
-            self.append(row)
+        try:
+            for row in self._rows:
+                self.append(row)
+        except BaseException:
+            self._put_back()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None or not self._started:
-            return
-        if self._earlier is None:
+        if kind is not None:
+            self._put_back()
+
+    def _put_back(self) -> None:
+        """The earlier file, or none, where a row was begun. On a full disk the new one has to make room for it."""
+        if self._started:
             self._path.unlink(missing_ok=True)
-        else:
-            self._path.write_bytes(self._earlier)
+            if self._earlier is not None:
+                write_bytes(self._path, self._earlier)
 
     def append(self, row: EpochRow) -> None:
         """Write ``row``, after the header if it is the first."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a" if self._started else "w", newline="", encoding="utf-8") as stream:
+        first, self._started = not self._started, True
+        with self._path.open("w" if first else "a", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, [field.name for field in fields(EpochRow)], lineterminator="\n")
-            if not self._started:
+            if first:
                 writer.writeheader()
             writer.writerow(asdict(row))
-        self._started = True
 
 
 def read_history(path: Path) -> "pd.DataFrame":

@@ -1,6 +1,8 @@
 import math
 import os
 import stat
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -104,6 +106,25 @@ def test_an_earlier_history_comes_back_when_a_training_that_goes_on_fails(path: 
     path.write_text("an earlier history")
     with pytest.raises(RuntimeError), HistoryFile(path, [row(1)]):
         raise RuntimeError
+    assert path.read_text() == "an earlier history"
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_disk_that_is_full_at_the_first_row_leaves_the_earlier_history(path: Path, goes_on: bool) -> None:
+    path.parent.mkdir()
+    path.write_text("an earlier history")
+    code = (
+        "import resource, signal, sys, pathlib\n"
+        "from tests.unit.results.test_history import row\n"
+        "from lenet5.results.history import HistoryFile\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "path = pathlib.Path(sys.argv[1])\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20, 20))\n"  # room for the earlier file, and for no row
+        f"with HistoryFile(path, [row(1)] if {goes_on} else []) as history:\n"
+        "    history.append(row(2))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
+    assert "File too large" in done.stderr
     assert path.read_text() == "an earlier history"
 
 
