@@ -58,7 +58,7 @@ def confirm(name: str, top: int, seeds: int, on: str | None, gpus: float) -> int
         wanted = list(trainings(who, seeds))
         what = code_of(PIPELINE_FILE) | {"objective": plan.objective}
         values = Values(journal.with_suffix(".values.json"), what)
-        with closing(engine_of(plan, on_device, on, gpus)) as engine:
+        with closing(engine_of(plan, list(who.values()), on_device, on, gpus)) as engine:
             train_all(engine, wanted, plan.objective, values, partial(print, flush=True))
         found = verdicts(trials, who, plan.objective, base.register_.alpha, seeds, values)
         about = {

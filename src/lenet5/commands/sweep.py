@@ -51,11 +51,12 @@ def run(file: Path, on: str | None, gpus: float) -> int:
     base = load_params(PARAMS_FILE)
     plan, name = load_plan(file, base), file.stem
     on_device = here(base, on, gpus)
+    kinds = _kinds(plan, on_device)
     if not gpus or not on:  # nobody here knows the cards of a cluster
-        _refuse_unfit(plan, on_device)
+        _refuse_unfit(kinds)
     content = file.read_bytes()  # now: it may be another one, or none, when the sweep has ended
     # The engine first: a sweep that has begun may not be changed, and one that cannot be had begins none.
-    with claimed(name) as journal, closing(engine_of(plan, on_device, on, gpus)) as engine:
+    with claimed(name) as journal, closing(engine_of(plan, kinds, on_device, on, gpus)) as engine:
         study = open_study(journal, name, plan)
         refuse_another(study, name, plan, base)
         found = kept_verdicts(verdicts_of(journal), study.key)
@@ -90,24 +91,28 @@ def place(on: str | None, gpus: float) -> str:
     return (f" --on {on}" if on else "") + (f" --gpus-per-trial {gpus}" if gpus else "")
 
 
-def engine_of(plan: Plan, base: Params, on: str | None, gpus: float) -> Engine:
-    """The cluster at ``on``, or as many workers on this machine as the sweep's file says."""
-    taken = None if gpus else _engine_taken(plan, base)
+def engine_of(plan: Plan, everybody: Sequence[Params], base: Params, on: str | None, gpus: float) -> Engine:
+    """The cluster at ``on``, or as many workers on this machine as the sweep's file says.
+
+    ``everybody`` has all params that differ in how they can be trained. Raises UserError where some cannot be here.
+    """
+    taken = None if gpus else _engine_taken(everybody)
     if on:
         return cluster_engine(partial(train, RAW_DIR, taken), on, gpus, base)
     workers = min(plan.workers, plan.trials)
     return LocalEngine(partial(train, RAW_DIR.absolute(), taken), workers, partial(use_own_share, workers))
 
 
-def _engine_taken(plan: Plan, base: Params) -> str | None:
-    """How all trials train on a CPU: as they do here. None on a card, and where it depends on what is searched."""
-    params = trial_params(plan, base, first_tried(plan))
-    if set(_OF_THE_MACHINE) & plan.space.keys() or pick_device(params.train.device).type != "cpu":
+def _engine_taken(everybody: Sequence[Params]) -> str | None:
+    """How all of them train on a CPU: as they do here. None on a card, and where they do not all train alike."""
+    if any(pick_device(one.train.device).type != "cpu" for one in everybody):
         return None
-    choice = choose_engine(params.model, params.train, TRAINING_IMAGES, torch.device("cpu"))
-    if choice.name != "lanes":
-        print(f"engine {choice.name}: {choice.reason}", flush=True)
-    return choice.name
+    choices = [choose_engine(one.model, one.train, TRAINING_IMAGES, torch.device("cpu")) for one in everybody]
+    if len({choice.name for choice in choices}) > 1:
+        return None
+    if choices[0].name != "lanes":
+        print(f"engine {choices[0].name}: {choices[0].reason}", flush=True)
+    return choices[0].name
 
 
 @contextmanager
@@ -128,12 +133,16 @@ def mirror_of(base: Params, again: str) -> Mirror:
     return Mirror(partial(_runs, base, code), f"`{again}`")
 
 
-def _refuse_unfit(plan: Plan, base: Params) -> None:
-    """Raise UserError for what this machine cannot train: a sweep that has begun with it could never end."""
+def _kinds(plan: Plan, base: Params) -> list[Params]:
+    """A trial of each kind that a machine may or may not be able to train."""
     listed = {name: plan.space[name] for name in _OF_THE_MACHINE if name in plan.space}
-    for values in product(*listed.values()):
-        tried = first_tried(plan) | dict(zip(listed, values, strict=True))
-        params = trial_params(plan, base, tried)
+    some = (first_tried(plan) | dict(zip(listed, values, strict=True)) for values in product(*listed.values()))
+    return [trial_params(plan, base, tried) for tried in some]
+
+
+def _refuse_unfit(kinds: Sequence[Params]) -> None:
+    """Raise UserError for what this machine cannot train: a sweep that has begun with it could never end."""
+    for params in kinds:
         device = pick_device(params.train.device)
         set_precision(params.train.precision, device)
         choose_engine(params.model, params.train, TRAINING_IMAGES, device)
@@ -171,13 +180,13 @@ def _search(
                     board.show(Standing(finished, list(driver.running.values())))
                     tell("RUNNING")
                     told = time.monotonic()
+            account(Path(folder))
+            study.pictures(Path(folder))
         except BaseException:
             engine.close()  # first: what goes on training holds the rest up
             account(Path(folder))
             tell("KILLED", Path(folder))
             raise
-        account(Path(folder))
-        study.pictures(Path(folder))
         tell("FINISHED", Path(folder))
 
 

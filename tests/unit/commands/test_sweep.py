@@ -11,6 +11,7 @@ from lenet5.errors import UserError
 from lenet5.record.family import Family
 from lenet5.search.engine import Event, Job
 from lenet5.training import device
+from lenet5.training.engine import EngineChoice
 from tests.params import CONTENT
 from tests.unit.search.test_driver import Stage, trained
 
@@ -108,6 +109,19 @@ def test_processors_of_a_cluster_train_as_this_machines_do_and_the_record_says_s
     for told in store.families[0], store.families[-1]:
         assert [child.params["train.device"] for child in told.children] == ["cpu"]
         assert told.parent.params["train.device"] == "cpu"
+
+
+def test_current_params_that_train_otherwise_than_the_trials_train_as_they_would_alone(
+    workspace: Path, clusters: list[Cluster], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choices = {"fp32": EngineChoice("lanes", False, ""), "bf16": EngineChoice("eager", False, "")}
+    monkeypatch.setattr(sweep, "choose_engine", lambda _, train, *__: choices[train.precision])
+    train = CONTENT["train"] | {"device": "auto", "precision": "bf16"}
+    (workspace / "params.yaml").write_text(yaml.safe_dump(CONTENT | {"train": train}))
+    write(PLAN | {"fixed": {"train.epochs": 1, "train.precision": "fp32"}})
+    sweep.run(FILE, "host", 0)
+    confirm("tiny", 1, 2, "host", 0)
+    assert [cluster.work.args[1] for cluster in clusters] == ["lanes", None]
 
 
 @pytest.mark.parametrize(("gpus", "options"), [(0, "--on host:6379"), (0.5, "--on host:6379 --gpus-per-trial 0.5")])
