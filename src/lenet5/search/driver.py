@@ -103,5 +103,5 @@ class Driver:
 
     def _end(self, trial: Running, kind: Kind, note: str, value: float | None = None) -> None:
         del self.running[str(trial.number)]
-        self._study.end(trial.number, kind, note, value)
+        self._study.end(trial.number, kind, note, len(trial.rows), value)
         self._ended(trial.number)

@@ -92,9 +92,9 @@ class Study:
         trial.set_user_attr(_LOST, reasons)
         return len(reasons)
 
-    def end(self, number: int, kind: Kind, note: str, value: float | None = None) -> None:
-        """Give a trial its end; ``value`` of a complete one."""
-        self._resumed(number).set_user_attr(_END, {"kind": kind, "note": note})
+    def end(self, number: int, kind: Kind, note: str, epochs: int, value: float | None = None) -> None:
+        """Give a trial its end, after so many ``epochs``; ``value`` of a complete one."""
+        self._resumed(number).set_user_attr(_END, {"kind": kind, "note": note, "epochs": epochs})
         self._study.tell(number, value, state=_STATES.get(kind, TrialState.FAIL))
 
     def importances(self) -> dict[str, float]:
@@ -223,9 +223,9 @@ def _damaged(journal: Path, what: str) -> str:
 
 def _trial(frozen: FrozenTrial) -> Trial:
     end = frozen.user_attrs.get(_END, {}) if frozen.state.is_finished() else {}
-    rows = sorted(
-        (row for name, row in frozen.user_attrs.items() if name.startswith(_ROW)), key=lambda row: row["epoch"]
-    )
+    told = (row for name, row in frozen.user_attrs.items() if name.startswith(_ROW))
+    last = end.get("epochs", math.inf)  # what comes after is of an attempt that was lost
+    rows = sorted((row for row in told if row["epoch"] <= last), key=lambda row: row["epoch"])
     times = [
         None if when is None else int(when.timestamp() * 1000)
         for when in (frozen.datetime_start, frozen.datetime_complete)

@@ -31,7 +31,7 @@ def study(search: Callable[..., Study]) -> Study:
     for kind, (_, note) in ENDS.items():
         number = study.ask()
         study.add_row(number, row(1, 0.5), 8)
-        study.end(number, kind, note, 0.5 if kind == "complete" else None)
+        study.end(number, kind, note, 1, 0.5 if kind == "complete" else None)
     for _ in ("in hand", "unfinished"):
         study.add_row(study.ask(), row(1, 0.4), 8)
     return study

@@ -251,7 +251,7 @@ def test_no_recipe_is_written_of_a_winner_that_is_not_confirmed(
 ) -> None:
     study = search()
     for _ in range(3):
-        study.end(study.ask(), "complete", "", 0.5)
+        study.end(study.ask(), "complete", "", 1, 0.5)
     (workspace / ".lenet5/sweeps").mkdir(parents=True)
     (workspace / ".lenet5/sweeps/wide.journal").write_bytes(journal.read_bytes())
     kept = workspace / ".lenet5/sweeps/wide.confirmed.json"

@@ -16,7 +16,7 @@ def finish(study: Study, loss: float, epochs: int = 8) -> list[int]:
     """Train a trial that has this loss in every epoch; the epochs after which it would be ended."""
     number = study.ask()
     asked = [epoch for epoch in range(1, epochs + 1) if study.add_row(number, row(epoch, loss), epochs)]
-    study.end(number, "complete", "", loss)
+    study.end(number, "complete", "", epochs, loss)
     return asked
 
 
@@ -55,6 +55,18 @@ def test_a_trial_that_begins_anew_on_another_kind_of_machine_has_the_rows_its_va
     assert [one["validation_loss"] for one in study.trials()[number].rows] == [0.7001]
 
 
+def test_a_trial_that_began_anew_and_ended_earlier_has_no_rows_of_the_attempt_that_was_lost(search: Search) -> None:
+    study = search()
+    number = study.ask()
+    for epoch in range(1, 8):
+        study.add_row(number, row(epoch, 0.2), 8)
+    for epoch in range(1, 6):
+        study.add_row(number, row(epoch, 0.4), 8)
+    study.end(number, "complete", "", 5, 0.4)
+    (trial,) = search().trials()
+    assert [(one["epoch"], one["validation_loss"]) for one in trial.rows] == [(epoch, 0.4) for epoch in range(1, 6)]
+
+
 def test_only_a_trial_that_is_worse_is_ended_and_at_the_rungs(search: Search) -> None:
     study = search()
     assert finish(study, 0.2) == []
@@ -68,7 +80,7 @@ def test_the_search_goes_where_trials_were_good(search: Search) -> None:
     for _ in range(40):
         number = study.ask()
         tried = study.tried(number)
-        study.end(number, "complete", "", (tried["train.lr"] - 0.3) ** 2 + (tried["model.dropout"] - 0.3) ** 2)
+        study.end(number, "complete", "", 1, (tried["train.lr"] - 0.3) ** 2 + (tried["model.dropout"] - 0.3) ** 2)
     late = [trial.value for trial in study.trials()[20:] if trial.value is not None]
     assert sorted(late)[len(late) // 2] < 0.03  # at random half of them would be above 0.1
     assert study.unfinished() == []
@@ -100,7 +112,7 @@ def test_what_is_tried_lies_in_the_space_and_differs(search: Search) -> None:
 def test_every_end_is_kept(search: Search) -> None:
     study = search()
     for kind in ("pruned", "stuck", "diverged", "lost"):
-        study.end(study.ask(), kind, f"why {kind}")
+        study.end(study.ask(), kind, f"why {kind}", 1)
     assert [(one.kind, one.note, one.value) for one in search().trials()] == [
         (kind, f"why {kind}", None) for kind in ("pruned", "stuck", "diverged", "lost")
     ]
