@@ -86,7 +86,7 @@ def read_trusted(path: Path, sha256: str, stage: str) -> bytes:
     except FileNotFoundError:
         raise UserError(f"{path}: not found; `dvc repro {stage}` makes it") from None
     if digest(content) != sha256:
-        raise UserError(f"{path}: not what the stage {stage} left (SHA-256 differs); `dvc repro -f {stage}` mends it")
+        raise UserError(f"{path}: not what the stage {stage} left (SHA-256 differs); `dvc repro {stage}` mends it")
     return content
 
 

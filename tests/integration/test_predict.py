@@ -252,7 +252,10 @@ def test_maps_that_cannot_be_drawn_are_one_line_and_nothing_is_written(
         ((written[0], "--maps", place), "no picture is written there"),
         ((written[0], "--maps", written[0]), "that is the picture itself"),
         ((*written[:2], "--maps", place / "maps.png"), "of one picture, not of 2"),
-        ((written[0], "--maps", place / "maps.png", "--model", flat), "`dvc repro --force export` makes a model"),
+        (
+            (written[0], "--maps", place / "maps.png", "--model", flat),
+            "`dvc repro --force --single-item export`",
+        ),
         ((tmp_path / "gone.png", "--maps", place / "maps.png"), "no such file"),
     ):
         done = predict(finished, *words, check=False)

@@ -139,9 +139,7 @@ def test_a_file_is_trusted_only_as_its_stage_left_it(tmp_path: Path) -> None:
     path.write_bytes(b"content")
     assert read_trusted(path, digest(b"content"), "export") == b"content"
     path.write_bytes(b"Content")
-    with pytest.raises(
-        UserError, match=r"model\.onnx: not what the stage export left .*`dvc repro -f export` mends it"
-    ):
+    with pytest.raises(UserError, match=r"model\.onnx: not what the stage export left .*`dvc repro export` mends it"):
         read_trusted(path, digest(b"content"), "export")
 
 

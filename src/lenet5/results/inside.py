@@ -48,7 +48,7 @@ def look_inside(onnx_model: bytes, name: str) -> Inside:
         named = _ACTIVATIONS[activation.op_type], _POOLINGS[first.op_type]
     except (ValueError, KeyError, IndexError):
         raise UserError(
-            f"{name}: no C1, S2, C3 and S4 to look into; `dvc repro --force export` makes a model that has them"
+            f"{name}: no C1, S2, C3 and S4 to look into; `dvc repro --force --single-item export` makes one with them"
         ) from None
     for inner in (first.input[0], first.output[0], second.input[0], second.output[0]):
         graph.output.append(onnx.helper.make_tensor_value_info(inner, onnx.TensorProto.FLOAT, None))

@@ -70,11 +70,13 @@ def what_to_try(params: Params) -> str:
     """What may help a training that is at chance: a learning rate that suits its optimizer and activation, or time."""
     train, model = params.train, params.model
     suits = 0.002 if train.optimizer == "adamw" else 0.9 if model.activation == "sigmoid" else 0.1
-    recipe = f"{model.activation} with {train.optimizer} learns at about {suits:g}"
-    if train.lr > 2 * suits:
-        return f"Try a smaller `train.lr`: it is {train.lr:g}, and {recipe}."
-    if train.lr < suits / 2:
-        return f"Try a larger `train.lr`: it is {train.lr:g}, and {recipe}."
+    rate = train.lr / (1 - train.momentum)  # what a gradient comes to in all
+    told = f"{train.lr:g}, with `train.momentum` as {rate:g} without" if train.momentum else f"{train.lr:g}"
+    recipe = f"it is {told}, and {model.activation} with {train.optimizer} learns at about {suits:g}"
+    if rate > 2 * suits:
+        return f"Try a smaller `train.lr`: {recipe}."
+    if rate < suits / 2:
+        return f"Try a larger `train.lr`: {recipe}."
     return "Try more epochs (`train.epochs`), smaller batches (`train.batch_size`) or another `train.seed`."
 
 

@@ -267,9 +267,7 @@ def _connect(address: str) -> Any:
         host, port = ray_settings.host_and_port(address)
         own = ray_settings.own_address(host, port)
     except OSError as error:
-        raise UserError(
-            f"--on {address}: no cluster answers there ({error}); `lenet5 cluster head` starts one"
-        ) from None
+        raise UserError(f"--on {address}: {ray_settings.nobody_there(error)}") from None
     ray_settings.require_ray()
     ray_settings.require_token()
     os.environ.update(ray_settings.environment())  # read when Ray is imported

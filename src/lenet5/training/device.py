@@ -59,7 +59,7 @@ def obstacle() -> Obstacle | None:
     if driver.cuda < int(needed.split(".")[0]):
         reason = f"the driver {driver.version} of {card} is for CUDA {driver.cuda}, PyTorch needs {needed}"
         return Obstacle(reason, f"install a newer driver, or PyTorch's build for an older CUDA ({GET_STARTED})")
-    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None and not said:  # of hidden cards it is silent
         return Obstacle(f"CUDA_VISIBLE_DEVICES={visible} hides {card}", "unset that variable")
     why = " ".join(str(said[0].message).split())[:200] if said else "it does not say why"
     return Obstacle(f"PyTorch cannot use {card} ({why})", "see whether `nvidia-smi` is well")

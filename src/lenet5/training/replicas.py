@@ -6,6 +6,7 @@ alone. Only dropout draws from one stream for all.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -27,7 +28,7 @@ from lenet5.training.engine import (
     run_steps,
     state_tensors,
 )
-from lenet5.training.loop import Progress, epoch_row, make_model, refuse_divergence
+from lenet5.training.loop import DivergedError, Progress, epoch_row, make_model, refuse_divergence
 from lenet5.training.recipe import (
     EpochPlan,
     autograd,
@@ -105,12 +106,21 @@ def replica_epochs(
         for replica, one in enumerate(progress):
             if not one.out_of_patience():
                 result = EpochResult.of(losses[:, replica], correct[:, replica], len(data), params.batch_size)
-                refuse_divergence(result, number, rates)
+                with _naming(seeds[replica]):
+                    refuse_divergence(result, number, rates)
                 row = epoch_row(_measures(splits, measured, replica), result, number, rates[-1])
                 one.add(row, stack.weights_of(replica))
         yield progress
         if all(one.out_of_patience() for one in progress):
             return
+
+
+@contextmanager
+def _naming(seed: int) -> Iterator[None]:
+    try:
+        yield
+    except DivergedError as error:
+        raise DivergedError(f"with seed {seed} {error}") from None
 
 
 def stack_loss(stack: Stack, data: Split, params: TrainParams, *batch: Tensor) -> tuple[Tensor, Tensor]:

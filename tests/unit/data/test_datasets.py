@@ -122,9 +122,7 @@ def test_one_changed_byte_is_refused(raw_dir: Path, name: str, place: int) -> No
     content[place] ^= 1
     (raw_dir / name).write_bytes(content)
     assert not is_verified(raw_dir / name)
-    with pytest.raises(
-        UserError, match=rf"{name}: not what the stage download left .*`dvc repro -f download` mends it"
-    ):
+    with pytest.raises(UserError, match=rf"{name}: not what the stage download left .*`dvc repro download` mends it"):
         load(raw_dir)
 
 

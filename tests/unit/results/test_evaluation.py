@@ -213,9 +213,7 @@ def test_damaged_weights_are_told_before_they_are_opened(
     sha256 = saved(path, model)
     whole = path.read_bytes()
     path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:] if content is None else content)
-    with pytest.raises(
-        UserError, match=r"weights\.pth: not what the stage train left .*`dvc repro -f train` mends it$"
-    ):
+    with pytest.raises(UserError, match=r"weights\.pth: not what the stage train left .*`dvc repro train` mends it$"):
         load_weights(path, sha256, model_params())
 
 

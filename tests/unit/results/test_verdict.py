@@ -37,6 +37,7 @@ def test_a_loss_gap_that_grew_is_overfitting_where_the_accuracy_gap_did_not(para
 @pytest.mark.parametrize(
     ("changes", "advice"),
     [
+        ({"train__momentum": 0.9}, "a smaller `train.lr`: it is 0.1, with `train.momentum` as 1 without, and relu"),
         ({"train__lr": 0.9}, "a smaller `train.lr`: it is 0.9, and relu with sgd learns at about 0.1."),
         ({"train__optimizer": "adamw"}, "a smaller `train.lr`: it is 0.1, and relu with adamw learns at about 0.002."),
         ({"model__activation": "sigmoid"}, "a larger `train.lr`: it is 0.1, and sigmoid with sgd learns at about 0.9."),

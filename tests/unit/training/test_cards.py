@@ -82,6 +82,11 @@ def unwell(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(torch.cuda, "is_available", lambda: bool(warnings.warn("CUDA unknown error\n 999", stacklevel=1)))
 
 
+def unwell_and_chosen(patch: pytest.MonkeyPatch) -> None:
+    unwell(patch)
+    patch.setenv("CUDA_VISIBLE_DEVICES", "0")
+
+
 @pytest.mark.parametrize(
     ("trouble", "said"),
     [
@@ -89,6 +94,7 @@ def unwell(patch: pytest.MonkeyPatch) -> None:
         (build_for_cpus, r"is a build for CPUs, and here is A Card; install the build for CUDA"),
         (old_driver, r"the driver 535\.1 of A Card is for CUDA 12, PyTorch needs 13\.0; install a newer driver"),
         (hidden, r"CUDA_VISIBLE_DEVICES=7 hides A Card; unset"),
+        (unwell_and_chosen, r"cannot use A Card \(CUDA unknown error 999\)"),
         (unwell, r"cannot use A Card \(CUDA unknown error 999\); see whether `nvidia-smi`"),
     ],
 )

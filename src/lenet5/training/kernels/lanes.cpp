@@ -182,9 +182,9 @@ struct Network {
         const int step = flip ? -1 : 1, start = PADDING + (flip ? SIDE - 1 + right : right), aside = step * right;
         for (int row = larger<int>(box[0], -down); row < smaller<int>(box[2], SIDE - down); row++) {
             const uint8_t* from = batch.pixels + image * PIXELS + row * SIDE;
-            Vector* to = &x[0][row + down + PADDING][start];
+            auto& to = x[0][row + down + PADDING];
             for (int column = larger<int>(box[1], -aside); column < smaller<int>(box[3], SIDE - aside); column++)
-                to[step * column][lane] = LEVELS.of[from[column]];
+                to[start + step * column][lane] = LEVELS.of[from[column]];
         }
     }
 

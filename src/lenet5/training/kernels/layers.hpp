@@ -73,19 +73,19 @@ struct Convolution {
                 const int first = larger(0, column + 2 - CONVOLVED), last = smaller(K - 1, column);
                 for (int o = 0; o < OUT; o++)
                     for (int r = larger(0, row - CONVOLVED + 1); r <= smaller(K - 1, row); r++) {
-                        const Vector* at = &dy[o][row - r][column];
+                        const auto& at = dy[o][row - r];
                         for (int c = first; c <= last; c++)
 #pragma GCC unroll 16
                             for (int i = 0; i < IN; i++) {
-                                sum[0][i] += w[o][i][r][c] * at[-c];
-                                sum[1][i] += w[o][i][r][c] * at[1 - c];
+                                sum[0][i] += w[o][i][r][c] * at[column - c];
+                                sum[1][i] += w[o][i][r][c] * at[column + 1 - c];
                             }
                         if (first > 0)
 #pragma GCC unroll 16
-                            for (int i = 0; i < IN; i++) sum[0][i] += w[o][i][r][first - 1] * at[1 - first];
+                            for (int i = 0; i < IN; i++) sum[0][i] += w[o][i][r][first - 1] * at[column + 1 - first];
                         if (last < K - 1)
 #pragma GCC unroll 16
-                            for (int i = 0; i < IN; i++) sum[1][i] += w[o][i][r][last + 1] * at[-last];
+                            for (int i = 0; i < IN; i++) sum[1][i] += w[o][i][r][last + 1] * at[column - last];
                     }
                 for (int i = 0; i < IN; i++)
                     for (int j = 0; j < 2; j++) dx[i][row][column + j] = sum[j][i];
