@@ -111,6 +111,22 @@ def test_processors_of_a_cluster_train_as_this_machines_do_and_the_record_says_s
         assert told.parent.params["train.device"] == "cpu"
 
 
+@pytest.mark.usefixtures("clusters")
+def test_a_sweep_that_is_interrupted_over_its_pictures_is_not_left_running(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sweep.Study, "pictures", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            sweep.run(FILE, "host", 0)
+    assert store.families[-1].parent.status == "KILLED"
+    sweep.run(FILE, "host", 0)
+    assert store.families[-1].parent.status == "FINISHED"
+
+
 def test_current_params_that_train_otherwise_than_the_trials_train_as_they_would_alone(
     workspace: Path, clusters: list[Cluster], monkeypatch: pytest.MonkeyPatch
 ) -> None:
