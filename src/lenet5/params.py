@@ -68,7 +68,9 @@ class DataParams(Section):
 class ModelParams(Section):
     """The network; 61,706 parameters with the full C3."""
 
-    activation: Literal["sigmoid", "tanh", "relu"]
+    activation: Literal["sigmoid", "tanh", "relu", "leaky_relu"] = Field(
+        description="leaky_relu: a ReLU that lets a hundredth of what is below 0 through; no unit dies of it."
+    )
     pooling: Literal["avg", "max"]
     c3: Literal["full", "paper"] = Field(description="paper: the connection table of 1998, Table I.")
     dropout: float = Field(ge=0, lt=1, description="Probability, after C5 and F6.")

@@ -24,7 +24,9 @@ def printed(compiler: str, machine: str, build: Path, activation: str, pooling: 
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize(("activation", "pooling"), [("sigmoid", "avg"), ("tanh", "max"), ("relu", "max")])
+@pytest.mark.parametrize(
+    ("activation", "pooling"), [("sigmoid", "avg"), ("tanh", "max"), ("relu", "max"), ("leaky_relu", "avg")]
+)
 def test_steps_have_the_same_bits_on_arm_as_with_avx2(tmp_path: Path, activation: str, pooling: str) -> None:
     if not (shutil.which(ARM) and shutil.which(EMULATOR)):
         pytest.skip(f"no {ARM} or {EMULATOR}; `apt-get install g++-aarch64-linux-gnu qemu-user` on Debian")

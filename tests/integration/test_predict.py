@@ -209,7 +209,11 @@ def test_a_file_needs_neither_pytorch_nor_mlflow(
     assert finished.run("python", "-c", program, str(written[0]), *words).stdout.endswith("[]\n")
 
 
-@pytest.mark.parametrize("recipe", [{}, {"activation": "relu", "pooling": "max", "c3": "paper"}], ids=["full", "paper"])
+@pytest.mark.parametrize(
+    "recipe",
+    [{}, {"activation": "relu", "pooling": "max", "c3": "paper"}, {"activation": "leaky_relu"}],
+    ids=["full", "paper", "leaky"],
+)
 def test_the_maps_of_the_exported_model_are_those_of_pytorch(images: NDArray[np.uint8], recipe: dict[str, Any]) -> None:
     torch.manual_seed(0)
     params = ModelParams(**CONTENT["model"] | {"activation": "tanh"} | recipe)

@@ -12,7 +12,7 @@ from lenet5.errors import UserError
 from lenet5.network.convolution import Array
 
 LAYERS = ("C1", "S2", "C3", "S4")
-_ACTIVATIONS = {"Sigmoid": "sigmoid", "Tanh": "tanh", "Relu": "relu"}
+_ACTIVATIONS = {"Sigmoid": "sigmoid", "Tanh": "tanh", "Relu": "relu", "LeakyRelu": "leaky_relu"}
 _POOLINGS = {"AveragePool": "avg", "MaxPool": "max"}
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lenet5.network.convolution import Array, corr2d, pool2d
-from lenet5.network.lenet5 import C3_TABLE, LeNet5, TableConv2d, layers, parameter_count
+from lenet5.network.lenet5 import ACTIVATIONS, C3_TABLE, LeNet5, TableConv2d, layers, parameter_count
 from lenet5.params import ModelParams
 from lenet5.training.loop import make_model
 
@@ -118,9 +118,7 @@ def test_spreading_kernels_writes_to_no_index_which_a_card_would_sort_for() -> N
     assert not {name for name in called if name.startswith(("index_copy", "index_put", "index_add", "scatter"))}
 
 
-@pytest.mark.parametrize(
-    ("activation", "pooling", "c3"), list(product(["sigmoid", "tanh", "relu"], ["avg", "max"], ["full", "paper"]))
-)
+@pytest.mark.parametrize(("activation", "pooling", "c3"), list(product(ACTIVATIONS, ["avg", "max"], ["full", "paper"])))
 def test_every_variant_gives_ten_logits_an_image(
     model_params: ModelParamsOf, activation: str, pooling: str, c3: str
 ) -> None:
@@ -134,7 +132,12 @@ def test_every_variant_gives_ten_logits_an_image(
 @pytest.mark.parametrize(("pooling", "reduce"), [("avg", np.mean), ("max", np.max)])
 @pytest.mark.parametrize(
     ("activation", "function"),
-    [("sigmoid", lambda x: 1 / (1 + np.exp(-x))), ("tanh", np.tanh), ("relu", lambda x: np.maximum(x, 0))],
+    [
+        ("sigmoid", lambda x: 1 / (1 + np.exp(-x))),
+        ("tanh", np.tanh),
+        ("relu", lambda x: np.maximum(x, 0)),
+        ("leaky_relu", lambda x: np.maximum(x, 0.01 * x)),
+    ],
 )
 def test_the_model_computes_what_the_numpy_reference_computes(
     model_params: ModelParamsOf,

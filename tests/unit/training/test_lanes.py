@@ -22,7 +22,7 @@ from torch import Tensor
 from lenet5.data.datasets import Split, Splits
 from lenet5.errors import UserError
 from lenet5.files import remove_old
-from lenet5.network.lenet5 import LeNet5
+from lenet5.network.lenet5 import ACTIVATIONS, LeNet5
 from lenet5.params import ModelParams, TrainParams
 from lenet5.training import compiler, lanes
 from lenet5.training.compiler import BuildError, build, compiler_command
@@ -44,6 +44,7 @@ COMBINATIONS: list[dict[str, Any]] = [
     {"pooling": "max", "activation": "tanh"},
     {"c3": "paper", "activation": "relu"},
     {"pooling": "max", "activation": "relu", "c3": "paper"},
+    {"pooling": "max", "activation": "leaky_relu"},
 ]
 
 
@@ -232,12 +233,13 @@ def test_a_training_is_the_same_to_the_last_bit_on_any_number_of_threads(
 
 # Units in the last place of the result where that is not tiny, and else an error of 1e-38.
 @pytest.mark.usefixtures("width")
-@pytest.mark.parametrize(("activation", "bound"), [("sigmoid", 4), ("tanh", 4), ("relu", 0)])
+@pytest.mark.parametrize(("activation", "bound"), [("sigmoid", 4), ("tanh", 4), ("relu", 0), ("leaky_relu", 1)])
 def test_activations_are_exact_to_a_few_units_in_the_last_place_over_all_of_float32(
     model_params: ModelParamsOf, activation: str, bound: float
 ) -> None:
     exact: dict[str, Callable[[Any], Any]] = {
-        "sigmoid": lambda x: np.exp(-np.logaddexp(0, -x)), "tanh": np.tanh, "relu": lambda x: np.maximum(x, 0)
+        "sigmoid": lambda x: np.exp(-np.logaddexp(0, -x)), "tanh": np.tanh, "relu": lambda x: np.maximum(x, 0),
+        "leaky_relu": lambda x: np.maximum(x, 0.01 * x),
     }  # fmt: skip
     built = lanes.library(model_params(activation=activation))
     bits = np.arange(0, 2**32, 1009, dtype=np.uint64)[: -(2**32 // 1009 % 16) or None].astype(np.uint32)
@@ -289,7 +291,7 @@ def test_nan_in_the_weights_is_nan_in_the_loss(
     model_params: ModelParamsOf, train_params: TrainParamsOf, random_split: RandomSplit
 ) -> None:
     data, params = random_split(20, 1), train_params(batch_size=20)
-    for activation in ("sigmoid", "tanh", "relu"):
+    for activation in ACTIVATIONS:
         for name in ("c1", "c3", "c5", "f6", "output"):
             model = LeNet5(model_params(activation=activation))
             with torch.no_grad():

@@ -90,6 +90,14 @@ struct relu {
     static Vector slope(Vector y) { return y > 0.f ? Vector{} + 1.f : Vector{}; }
 };
 
+struct leaky_relu {
+    static constexpr float BELOW = .01f;  // as nn.LeakyReLU
+    template <typename Vector>
+    static Vector of(Vector x) { return x < 0.f ? BELOW * x : x; }
+    template <typename Vector>
+    static Vector slope(Vector y) { return y > 0.f ? Vector{} + 1.f : Vector{} + BELOW; }
+};
+
 // Pooling of 2 x 2 pixels, and the gradient's way back to them.
 struct avg {
     template <typename Vector>
