@@ -127,7 +127,7 @@ def damage_told(owner: str) -> Iterator[None]:
     try:
         yield
     except (UserError, TypeError):
-        raise UserError(f"{owner} keeps damaged files of its evaluation; bring them back from a copy of the store") from None
+        raise UserError(f"{owner} keeps damaged files of its evaluation; bring them back from a copy") from None
 
 
 def read_evidence(client: MlflowClient, uri: str, version: ModelVersion, folder: Path) -> Measured | None:
