@@ -258,7 +258,7 @@ def test_maps_that_cannot_be_drawn_are_one_line_and_nothing_is_written(
         ((*written[:2], "--maps", place / "maps.png"), "of one picture, not of 2"),
         (
             (written[0], "--maps", place / "maps.png", "--model", flat),
-            "`dvc repro --force --single-item export`",
+            "`dvc repro --force --single-item export` makes one with them",
         ),
         ((tmp_path / "gone.png", "--maps", place / "maps.png"), "no such file"),
     ):

@@ -141,7 +141,11 @@ def test_numbers_may_be_written_as_people_write_them(path: Path, text: str, writ
         ("train.seed", 2**31, ["train.seed: 2147483648 is not allowed", "less than 2147483648"]),
         ("train.augmentation.shift", 15, ["train.augmentation.shift: 15 is not allowed", "less than or equal to 14"]),
         ("train.augmentation", None, ["train.augmentation: None is not allowed", "keys with values"]),
-        ("model.activation", "gelu", ["model.activation: 'gelu' is not allowed", "'sigmoid', 'tanh', 'relu' or 'l"]),
+        (
+            "model.activation",
+            "gelu",
+            ["model.activation: 'gelu' is not allowed", "'sigmoid', 'tanh', 'relu' or 'leaky_relu'"],
+        ),
         ("data.validation_size", 60_000, ["data.validation_size: 60000 is not allowed", "less than 60000"]),
         ("kernel_check.seeds", [], ["kernel_check.seeds: [] is not allowed", "at least 1 item"]),
         ("kernel_check.seeds", [0, "a"], ["kernel_check.seeds.1: 'a' is not allowed", "integer"]),

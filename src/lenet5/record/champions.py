@@ -1,7 +1,7 @@
 """Who is champion, who was, when and why: the alias of the registered model, and its tags, one for each change."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -76,7 +76,7 @@ def _history(client: MlflowClient, name: str) -> list[Reign]:
     model = client.get_registered_model(name)
     changes = sorted(_changes(model.tags))
     current = model.aliases.get(CHAMPION)
-    if elsewhere := _unrecorded(model):
+    if elsewhere := _unrecorded(model, changes):
         changes.append(("?", elsewhere, _ELSEWHERE))
     last = len(changes) - 1
     return [
@@ -103,7 +103,7 @@ def _changes(tags: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
 def crown(client: MlflowClient, name: str, version: str, reason: str) -> None:
     """Make ``version`` of the model ``name`` champion, with the reason on record."""
     model = client.get_registered_model(name)
-    current = _unrecorded(model)
+    current = _unrecorded(model, sorted(_changes(model.tags)))
     if current not in (None, version):  # or `move_back` would not find it
         _note(client, name, str(current), _ELSEWHERE)
     # Before the alias: who is killed between leaves a reason too many, not a champion without one.
@@ -111,9 +111,9 @@ def crown(client: MlflowClient, name: str, version: str, reason: str) -> None:
     client.set_registered_model_alias(name, CHAMPION, version)
 
 
-def _unrecorded(model: RegisteredModel) -> str | None:
-    """The champion, if the latest change on record did not make it so."""
-    current, changes = model.aliases.get(CHAMPION), sorted(_changes(model.tags))
+def _unrecorded(model: RegisteredModel, changes: Sequence[tuple[str, str, str]]) -> str | None:
+    """The champion, if the latest of ``changes`` did not make it so."""
+    current = model.aliases.get(CHAMPION)
     return None if current is None or (changes and changes[-1][1] == str(current)) else str(current)
 
 

@@ -17,13 +17,12 @@ from lenet5.files import digest
 from lenet5.outs import CARD, CARD_PAGE, HEADLINE, PROGRAM, REGISTRATION
 from lenet5.params import TRAINING_IMAGES, Params, flat_params
 from lenet5.record.champions import aliases_of
-from lenet5.record.evidence import models_of
 from lenet5.record.lineage import CODE_TAGS, EXPERIMENT_TAGS, Code
 from lenet5.record.live_run import log_points, missing_points, open_run, trained_params
 from lenet5.record.promotion import Decision
 from lenet5.record.result import Result, history_points, model_figures, readable, run_name
 from lenet5.record.store import COMPLETING, DESCRIPTION, DIFF, HISTORY_FROM, RESULT, TRAINING, Store, user_errors
-from lenet5.record.verification import lacking_files
+from lenet5.record.verification import lacking
 from lenet5.record.versions import judged, onnx_of, summary_of
 from lenet5.results.model_card import TEST_IMAGES, completed, page
 from lenet5.workspace import LOCK_FILE, PARAMS_FILE, PIPELINE_FILE
@@ -36,7 +35,7 @@ def record(store: Store, result: Result, tags: Mapping[str, str], code: Code) ->
     """
     with user_errors(store.uri), store.exclusive():
         run = _find_or_create(store, result, tags, code)
-        complete = RESULT in run.data.tags and _has_all(store.client, run)
+        complete = RESULT in run.data.tags and not lacking(store.client, run)
         if not complete:
             _complete(store, run, result)
         decision, version = judged(store, run, result)
@@ -55,12 +54,6 @@ def record(store: Store, result: Result, tags: Mapping[str, str], code: Code) ->
             "alias": ", ".join(aliases_of(store.client, version)) or None if version else None,
             **asdict(decision),
         }
-
-
-def _has_all(client: MlflowClient, run: MlflowRun) -> bool:
-    """Whether a run that was complete has lost nothing that the outs can give back."""
-    run_id = run.info.run_id
-    return not lacking_files(client, run_id) and bool(models_of(client, run.info.experiment_id, run_id))
 
 
 def _find_or_create(store: Store, result: Result, tags: Mapping[str, str], code: Code) -> MlflowRun:

@@ -21,23 +21,23 @@ TAKING = "taking"
 _MENDS = "`make record` where its outs are brings it back"
 
 
-def lacking_files(client: MlflowClient, run_id: str) -> list[str]:
-    """What `compare`, `reproduce` and a champion's decision need of a complete run, and is not there."""
+def lacking(client: MlflowClient, run: MlflowRun) -> list[str]:
+    """What `compare`, `reproduce`, `pack` and a champion's decision need of a complete run, and is not there."""
+    run_id = run.info.run_id
     needed = [
         *(path.as_posix() for path in (EVALUATION, HISTORY, PREDICTIONS, PROGRAM, CARD)),
         f"pipeline/{PARAMS_FILE}",
     ]
     folders = {path.partition("/")[0] for path in needed}
     there = {item.path for folder in folders for item in client.list_artifacts(run_id, folder)}
-    return [path for path in needed if path not in there]
+    gone = [path for path in needed if path not in there]
+    return gone if models_of(client, run.info.experiment_id, run_id) else [*gone, "its model"]
 
 
 def losses(client: MlflowClient, run: MlflowRun) -> Iterator[str]:
     """What a complete run has lost of its files and its model, and what brings it back."""
-    if lacking := lacking_files(client, run.info.run_id):
-        yield f"{', '.join(lacking)} missing; {_MENDS}"
-    if not models_of(client, run.info.experiment_id, run.info.run_id):
-        yield f"its model missing; {_MENDS}"
+    if gone := lacking(client, run):
+        yield f"{', '.join(gone)} missing; {_MENDS}"
     if run.data.tags.get("git.dirty") == "true" and not run_holds(client, run.info.run_id, Path(DIFF)):
         yield f"{DIFF} missing, without which nobody can repeat it; only a copy of that file brings it back"
 

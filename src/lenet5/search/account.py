@@ -1,6 +1,6 @@
 """A search as its MLflow record shows it: a parent run, and a child for each trial."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -32,9 +32,10 @@ def family_of(
     ``found`` is what a confirmation found. ``ended`` keeps the children of trials that have ended from call to call.
     """
     trials, in_hand = study.trials(), set(running)
-    children = [ended.get(trial.number) or _child(trial, plan, base, trial.number in in_hand) for trial in trials]
+    gap = gap_tag(trial_params(plan, base, first_tried(plan)))
+    children = [ended.get(trial.number) or _child(trial, plan, base, trial.number in in_hand, gap) for trial in trials]
     ended.update({trial.number: child for trial, child in zip(trials, children, strict=True) if trial.ended})
-    parent = _with_verdicts(_parent(study.key, name, plan, base, trials, status), found)
+    parent = _with_verdicts(_parent(study.key, name, plan, base, trials, status, gap), found)
     return Family(parent, children, files)
 
 
@@ -45,7 +46,9 @@ def write_files(study: Study, plan: Plan, file: str, content: bytes, folder: Pat
     write_bytes(folder / "leaderboard.md", board.encode())
 
 
-def _parent(key: str, name: str, plan: Plan, base: Params, trials: list[Trial], status: Status) -> Member:
+def _parent(
+    key: str, name: str, plan: Plan, base: Params, trials: list[Trial], status: Status, gap: Mapping[str, str]
+) -> Member:
     best = best_first(trials, plan.objective)
     params = shared_params(plan, base) | {param: str(values) for param, values in plan.space.items()}
     figures = _figures(best[0], plan, base) if best else {}
@@ -55,15 +58,11 @@ def _parent(key: str, name: str, plan: Plan, base: Params, trials: list[Trial], 
         f"A sweep of {plan.trials} trials: {counts(trials)}.\n\n{markdown(*leaderboard(trials, plan))}\n"
         f"`lenet5 sweep show {name}` shows more, and `lenet5 sweep run` with {name}.yaml goes on where it stopped."
     )
-    tags = {"sweep": name, "objective": plan.objective, **_gap(plan, base)}
+    tags = {"sweep": name, "objective": plan.objective, **gap}
     won = {"best_trial": str(best[0].number)} if best else {}
     last = max((trial.ended or 0 for trial in trials), default=0)
     first = min((trial.started for trial in trials), default=0)
     return Member(key, f"sweep-{name}", status, params, tags | won, told, (), figures | totals, last, first)
-
-
-def _gap(plan: Plan, base: Params) -> dict[str, str]:
-    return gap_tag(trial_params(plan, base, first_tried(plan)))
 
 
 def _with_verdicts(parent: Member, found: Sequence[Verdict]) -> Member:
@@ -79,7 +78,7 @@ def _with_verdicts(parent: Member, found: Sequence[Verdict]) -> Member:
     return replace(parent, points=points, tags={**parent.tags, **tags}, description=told)
 
 
-def _child(trial: Trial, plan: Plan, base: Params, in_hand: bool) -> Member:
+def _child(trial: Trial, plan: Plan, base: Params, in_hand: bool, gap: Mapping[str, str]) -> Member:
     whole = plan.space.keys() <= trial.tried.keys()  # not where Ctrl-C came while it was asked for
     params = flat_params(trial_params(plan, base, trial.tried), "data", "model", "train") if whole else {}
     state = trial.kind if trial.ended else "running" if in_hand else "unfinished"
@@ -89,7 +88,7 @@ def _child(trial: Trial, plan: Plan, base: Params, in_hand: bool) -> Member:
         name=f"trial-{trial.number}",
         status=status,
         params=params,
-        tags={"trial": str(trial.number), "trial.state": state, **_gap(plan, base)},
+        tags={"trial": str(trial.number), "trial.state": state, **gap},
         description=trial.note or _SAID.get(state, ""),
         points=[point for row in trial.rows for point in _points(row)],
         figures=_figures(trial, plan, base) if trial.kind == "complete" else {},
