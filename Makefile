@@ -43,9 +43,10 @@ record: $(READY) ## bring the MLflow record of the outs in this folder back, who
 ui: export MLFLOW_UVICORN_OPTS ?= --log-level warning
 ui: export MLFLOW_WORKERS ?= 1
 ui: export PYTHONWARNINGS ?= ignore:starlette.middleware.wsgi is deprecated
-ui: $(READY) ## the MLflow UI, and the link to its page of curves
+ui: export MLFLOW_BACKEND_STORE_URI ?= $(or $(value MLFLOW_TRACKING_URI),sqlite:///mlflow.db)
+ui: $(READY) ## the MLflow UI, and the link to its page of curves; of a server (MLFLOW_TRACKING_URI) the link alone
 	@python -m lenet5.record.pages || true
-	mlflow ui
+	$(if $(filter http://% https://%,$(MLFLOW_TRACKING_URI)),,mlflow ui)
 
 lint: $(READY) ## ruff and mypy
 	ruff check .

@@ -48,7 +48,6 @@ from turns import timed
 from tutorial import BATCH, LEARNING_RATE, tutorial_epoch
 
 RESULTS = Path(__file__).parent / "results"
-STEPS = 20
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 KERNELS_SHOWN = 15
 SECONDS_OF_1000 = "seconds of 1,000 epochs, by these"
@@ -84,7 +83,7 @@ def machine(setting: Setting) -> Figures:
 
 
 def correctness(setting: Setting) -> Figures:
-    """Four recipes, 20 steps, on every engine; warnings are errors."""
+    """Each of RECIPES, 20 steps, on every engine; warnings are errors."""
     device, wrong = pick_device(setting.device), 0
     for engine, choice in engines(device).items():
         for name, one in RECIPES.items():

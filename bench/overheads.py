@@ -20,12 +20,12 @@ from typing import Any
 import joblib
 import torch
 
-from lenet5.commands.cluster import cluster_engine
 from lenet5.errors import one_line_errors
 from lenet5.files import write_bytes
 from lenet5.params import Params, load_params
 from lenet5.processors import use_own_share
 from lenet5.results.history import EpochRow
+from lenet5.search.cluster import ClusterEngine
 from lenet5.search.driver import Driver
 from lenet5.search.engine import Engine, Gained, Job, Row
 from lenet5.search.local import LocalEngine
@@ -51,7 +51,7 @@ def main() -> None:
             )
         }
         if arguments.on:
-            places["a cluster"] = lambda: cluster_engine(rows_alone, arguments.on, 0, base)
+            places["a cluster"] = lambda: ClusterEngine(rows_alone, arguments.on, 0, base.download)
         rows = []
         for name, engine in places.items():
             first = statistics.median(seconds_to_first_row(engine, base) for _ in range(REPETITIONS))

@@ -90,12 +90,12 @@ def read_trusted(path: Path, sha256: str, stage: str) -> bytes:
     return content
 
 
-def remove_old(folder: Path, days: float = 30) -> None:
-    """Delete the files of ``folder`` that were last written more than ``days`` ago: nobody took them up again.
+def remove_old(folder: Path) -> None:
+    """Delete the files of ``folder`` that were last written more than 30 days ago: nobody took them up again.
 
     Locks stay: nothing tells when one was last held.
     """
-    oldest = time.time() - days * 24 * 60 * 60
+    oldest = time.time() - 30 * 24 * 60 * 60
     for path in folder.glob("*"):
         with suppress(OSError):  # gone already, or in use elsewhere
             if path.suffix != ".lock" and path.stat().st_mtime < oldest:

@@ -136,7 +136,9 @@ INSTEAD = {
             *(f"{name} --top 1 --seeds 8" for name in ("longer", "searched", "erased")),
         )
     },
-    "lenet5 sweep confirm small": Instead("it trains 33 times", "{command} --top 1 --seeds 2"),
+    "lenet5 sweep confirm small --top 1 --seeds 4": Instead(
+        "it trains nine times", "lenet5 sweep confirm small --top 1 --seeds 2"
+    ),
     "lenet5 sweep show wide": Instead(
         "nobody has run that sweep here",
         "lenet5 sweep show --help",

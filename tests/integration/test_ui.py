@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import mlflow
 import pytest
 from playwright.sync_api import Browser, Page, Request, expect
 
@@ -21,6 +22,7 @@ from .servers import answers, free_port
 from .test_sweep import run, write
 
 NAME = "lenet5-fashionmnist"
+MAKE_UI = ("make", "--old-file", ".venv/.ready", "ui")  # or it would install
 CURVES_OF_THE_LATEST = "workflowType=machine_learning&viewStateShareKey=curves&compareRunsMode=CHART"
 CHARTS = ("loss/train vs loss/validation vs loss/test", "gap/loss vs gap/accuracy",
           "accuracy/train vs accuracy/validation vs accuracy/test")  # fmt: skip
@@ -40,13 +42,26 @@ def ui(finished: Project) -> Iterator[str]:
 def ui_of(project: Project) -> Iterator[str]:
     """`make ui` there."""
     port = project.env["MLFLOW_PORT"] = str(free_port())
-    command = ("make", "--old-file", ".venv/.ready", "ui")  # or it would install
-    with ui_log(project).open("w") as output, project.started(*command, output=output) as process:
+    with ui_log(project).open("w") as output, project.started(*MAKE_UI, output=output) as process:
         wait_until(lambda: answers(f"http://127.0.0.1:{port}/health") or process.poll() is not None)
         assert process.poll() is None, ui_log(project).read_text()
         yield f"http://127.0.0.1:{port}/#"
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def test_make_ui_opens_the_store_that_is_set_and_leaves_a_server_to_itself(project: Project, tmp_path: Path) -> None:
+    team = tmp_path / "team.db"
+    shutil.copy(project.path / "mlflow.db", team)
+    mlflow.MlflowClient(f"sqlite:///{team}").create_experiment("of the team")
+    project.env["MLFLOW_TRACKING_URI"] = f"sqlite:///{team}"
+    with ui_of(project) as page:
+        server = page.removesuffix("/#")
+        assert mlflow.MlflowClient(server).get_experiment_by_name("of the team") is not None
+        project.env["MLFLOW_TRACKING_URI"] = server
+        said = project.run(*MAKE_UI).stdout
+    assert said.startswith(page)
+    assert len(said.splitlines()) == 1
 
 
 def ui_log(project: Project) -> Path:

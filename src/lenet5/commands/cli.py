@@ -167,7 +167,7 @@ def _seeds(arguments: argparse.Namespace) -> int:
 
 def _add_on(command: argparse.ArgumentParser) -> None:
     command.add_argument("--on", metavar="HOST:PORT", help="train on the cluster there (see `lenet5 cluster --help`)")
-    share = "with --on: of a GPU for each training, up to 1; 0.5: two share one (%(default)s: they train on processors)"
+    share = "with --on: of a GPU for each job, up to 1; 0.5: two share one (%(default)s: they train on processors)"
     command.add_argument("--gpus-per-trial", type=float, default=0.0, metavar="SHARE", help=share)
 
 

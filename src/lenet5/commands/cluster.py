@@ -15,9 +15,7 @@ import joblib
 import psutil
 
 from lenet5.errors import UserError
-from lenet5.params import Params
 from lenet5.search import ray_settings
-from lenet5.search.engine import Engine, Work
 
 _STORE_BYTES = 100_000_000  # rows are small; Ray itself would take a third of the memory
 _START_SECONDS = 180
@@ -71,22 +69,6 @@ def stop() -> int:
     _end(family)
     print("what was started from here has ended" if started else f"no Ray was started from {Path.cwd()}")
     return 0
-
-
-def refuse_share(gpus: float, on: str | None) -> None:
-    """Raises UserError for a share of a card that cannot be had."""
-    smallest = ray_settings.SMALLEST_SHARE
-    if gpus != 0 and not smallest <= gpus <= 1:
-        raise UserError(f"--gpus-per-trial {gpus:g}: a share of one card, from {smallest:g} to 1, or 0 for none")
-    if gpus and not on:
-        raise UserError("--gpus-per-trial: for a cluster (--on); here a card is used where train.device lets it")
-
-
-def cluster_engine(work: Work, address: str, gpus: float, params: Params) -> Engine:
-    """Who trains on the cluster at ``address``. Raises UserError where it cannot be reached."""
-    from lenet5.search.cluster import ClusterEngine
-
-    return ClusterEngine(work, address, gpus, params.download)
 
 
 def _start(how: Sequence[str], own: str, port: int, cpus: int | None, address: str) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from lenet5.commands.cluster import refuse_share
 from lenet5.commands.sweep import begun, claimed, engine_of, here, mirror_of, place, refuse_another, verdicts_of
 from lenet5.errors import UserError
 from lenet5.files import read_json, write_bytes
@@ -33,6 +32,7 @@ from lenet5.search.confirm import (
 )
 from lenet5.search.origin import code_of
 from lenet5.search.plan import SEARCHED, Plan
+from lenet5.search.ray_settings import refuse_share
 from lenet5.search.study import Study, read_study
 from lenet5.workspace import PARAMS_FILE, PIPELINE_FILE
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+from scipy.special import softmax
 
 from lenet5.data.fashion_mnist import CLASSES, IMAGE_SIZE
 from lenet5.data.images import read_image, to_input
@@ -119,8 +120,7 @@ def load_session(model: bytes, name: str) -> onnxruntime.InferenceSession:
 def probabilities(session: onnxruntime.InferenceSession, image: NDArray[np.uint8]) -> NDArray[np.float64]:
     """The probability of each class (10,) for an image (28, 28): the softmax of the model's logits."""
     (logits,) = session.run(None, {session.get_inputs()[0].name: to_input(image)})
-    exponentials = np.exp(logits[0].astype(np.float64) - logits.max())
-    result: NDArray[np.float64] = exponentials / exponentials.sum()
+    result: NDArray[np.float64] = softmax(logits[0].astype(np.float64))
     return result
 
 

@@ -14,7 +14,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from lenet5.commands.cluster import cluster_engine, refuse_share
 from lenet5.commands.seeds_display import SeedsDisplay
 from lenet5.commands.seeds_journal import Journal, Replica, journal
 from lenet5.data.datasets import load_splits
@@ -26,9 +25,11 @@ from lenet5.processors import SLOWED, busy, use_own_share
 from lenet5.record.lineage import lineage_tags, read_code
 from lenet5.record.result import evaluation_figures
 from lenet5.results.history import EpochRow
+from lenet5.search.cluster import ClusterEngine
 from lenet5.search.engine import Engine, Failed, Gained, Lost
 from lenet5.search.local import LocalEngine
 from lenet5.search.luck import CONFIDENCE, Spread, spread
+from lenet5.search.ray_settings import refuse_share
 from lenet5.search.runs import run_all
 from lenet5.search.seeds import TOGETHER, seed_jobs, train_seeds
 from lenet5.training.checkpoint import result_key
@@ -105,7 +106,7 @@ def _on_cluster(params: Params, address: str, gpus: float) -> tuple[Params, str,
     here = _with(params, seed=0) if not gpus else _with(params, seed=0, engine="eager", precision="fp32")
     choice = choose_engine(here.model, here.train, 1, cpu)
     key = result_key(_with(params, seed=0), PIPELINE_FILE, cpu, choice)
-    engine = cluster_engine(partial(train_seeds, RAW_DIR, None if gpus else choice.name), address, gpus, params)
+    engine = ClusterEngine(partial(train_seeds, RAW_DIR, None if gpus else choice.name), address, gpus, params.download)
     return params, digest(f"cards of a cluster {key}".encode()) if gpus else key, engine
 
 

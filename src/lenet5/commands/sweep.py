@@ -13,7 +13,6 @@ import filelock
 import torch
 from rich.console import Console
 
-from lenet5.commands.cluster import cluster_engine, refuse_share
 from lenet5.data.datasets import load_without_test
 from lenet5.data.fashion_mnist import RAW_DIR
 from lenet5.errors import UserError
@@ -23,12 +22,14 @@ from lenet5.record.family import Member, Mirror, Runs, Status
 from lenet5.record.lineage import Code, lineage_tags, read_code
 from lenet5.search.account import family_of, write_files
 from lenet5.search.board import Board, Standing, counts, shortlist, table, trial_line, value_of
+from lenet5.search.cluster import ClusterEngine
 from lenet5.search.confirm import Verdict, kept_verdicts
 from lenet5.search.driver import Driver
 from lenet5.search.engine import Engine
 from lenet5.search.local import LocalEngine
 from lenet5.search.origin import differences, origin_of
 from lenet5.search.plan import Plan, first_tried, load_plan, trial_params
+from lenet5.search.ray_settings import refuse_share
 from lenet5.search.study import Study, open_study, read_study
 from lenet5.search.trials import best_first
 from lenet5.search.work import train
@@ -98,7 +99,7 @@ def engine_of(plan: Plan, everybody: Sequence[Params], base: Params, on: str | N
     """
     taken = None if gpus else _engine_taken(everybody)
     if on:
-        return cluster_engine(partial(train, RAW_DIR, taken), on, gpus, base)
+        return ClusterEngine(partial(train, RAW_DIR, taken), on, gpus, base.download)
     workers = min(plan.workers, plan.trials)
     return LocalEngine(partial(train, RAW_DIR.absolute(), taken), workers, partial(use_own_share, workers))
 

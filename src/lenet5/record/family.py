@@ -4,7 +4,6 @@ The owner, a sweep say, has the truth and gives all of it, again and again; what
 server that was away, a restart and a record that was wiped are all the same: something is lacking.
 """
 
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
 
-from lenet5.record.addresses import without_secrets
 from lenet5.record.result import Point
+from lenet5.record.streaming import BACK, reason_of, say
 
 Status: TypeAlias = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
@@ -91,7 +90,7 @@ class Mirror:
         while self._thread.is_alive() and time.monotonic() - self._arrived < patience:
             self._thread.join(0.1)
         if self._thread.is_alive() or self._behind:
-            self._say(f"MLflow has not got everything yet; {self._later} sends the rest")
+            say(f"MLflow has not got everything yet; {self._later} sends the rest")
 
     def _deliver(self) -> None:
         runs: Runs | None = None
@@ -104,7 +103,7 @@ class Mirror:
                     runs.send(family, self._arrive)
                     if self._behind:
                         self._behind = False
-                        self._say("MLflow is back and has every point")
+                        say(BACK)
                 if last:
                     return
                 self._last.wait(_EVERY_SECONDS)
@@ -122,9 +121,4 @@ class Mirror:
     def _report(self, error: Exception) -> None:
         if not self._behind:
             self._behind = True
-            reason = " ".join(without_secrets(str(error)).split())[:200]
-            self._say(f"MLflow is behind, the work goes on and nothing is lost ({reason})")
-
-    @staticmethod
-    def _say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+            say(f"MLflow is behind, the work goes on and nothing is lost ({reason_of(error)})")

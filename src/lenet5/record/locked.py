@@ -13,12 +13,7 @@ from lenet5.errors import UserError
 from lenet5.params import Params
 from lenet5.workspace import LOCK_FILE, PARAMS_FILE
 
-_SECTIONS = {
-    "kernel_check": ("kernel_check",),
-    "train": ("data", "model", "train"),
-    "evaluate": ("data", "model", "train", "evaluate"),
-    "export": ("model", "export"),
-}
+_STAGES = ("kernel_check", "train", "evaluate", "export")
 
 
 @dataclass(frozen=True)
@@ -32,9 +27,8 @@ class _Stage:
 def refuse_other_params(params: Params) -> None:
     """Raise UserError where a stage before ``register`` last ran with others than ``params``, or has not run."""
     stages, now = _stages(), params.model_dump(by_alias=True)
-    for name, sections in _SECTIONS.items():
-        used = stages[name].params if name in stages else {}
-        if any(used.get(section) != now[section] for section in sections):
+    for name in _STAGES:
+        if name not in stages or any(now.get(section) != used for section, used in stages[name].params.items()):
             raise UserError(f"{PARAMS_FILE} has changed since {name} ran; `dvc repro` first")
 
 

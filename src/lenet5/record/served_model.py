@@ -16,6 +16,7 @@ from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from mlflow.pyfunc.model import PythonModel
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from lenet5.data.fashion_mnist import CLASSES, IMAGE_SIZE
 from lenet5.data.images import decode_image
@@ -60,8 +61,7 @@ class FashionModel(PythonModel):
 
 
 def _answer(logits: NDArray[np.float64]) -> dict[str, Any]:
-    exponentials = np.exp(logits - logits.max())
-    shares = exponentials / exponentials.sum()
+    shares = softmax(logits)
     return {
         "class": CLASSES[int(shares.argmax())],
         "probabilities": dict(zip(CLASSES, shares.tolist(), strict=True)),

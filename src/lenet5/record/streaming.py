@@ -10,6 +10,7 @@ from lenet5.record.result import Point
 
 POINTS_A_CALL = 1000
 """The most that MLflow's log_batch takes."""
+BACK = "MLflow is back and has every point"
 
 _EVERY_SECONDS = 1.0
 _AFTER_FAILURE_SECONDS = 5.0
@@ -82,7 +83,7 @@ class Stream:
         self._wake.set()
         self._thread.join(patience)
         if self._thread.is_alive() or (self._behind and not self._failed):
-            self._say(unheard)
+            say(unheard)
 
     def _deliver(self) -> None:
         run: Run | None = None
@@ -110,20 +111,25 @@ class Stream:
             if not batch:
                 if self._behind:
                     self._behind = False
-                    self._say("MLflow is back and has every point")
+                    say(BACK)
                 return
             run.log_points(batch)
             with self._lock:
                 del self._pending[: len(batch)]
 
     def _report(self, error: Exception) -> None:
-        reason = " ".join(without_secrets(str(error)).split())[:200]
         if self._failed:
-            self._say(f"{_FAILURE_UNHEARD} ({reason})")
+            say(f"{_FAILURE_UNHEARD} ({reason_of(error)})")
         elif not self._behind:
             self._behind = True
-            self._say(f"MLflow is behind, training goes on and nothing is lost ({reason})")
+            say(f"MLflow is behind, training goes on and nothing is lost ({reason_of(error)})")
 
-    @staticmethod
-    def _say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+
+def reason_of(error: Exception) -> str:
+    """What a store has against it, in one short line and without secrets."""
+    return " ".join(without_secrets(str(error)).split())[:200]
+
+
+def say(line: str) -> None:
+    """Tell a person about the store, beside what the work itself prints."""
+    print(line, file=sys.stderr, flush=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from lenet5.errors import UserError
 from lenet5.files import digest, write_json
-from lenet5.params import LARGEST_SEED, TRAINING_IMAGES, Params, with_values
+from lenet5.params import TRAINING_IMAGES, Params, with_values
 from lenet5.record.promotion import told_p
 from lenet5.search.engine import Ended, Engine, Failed, Gained, Job, Lost, Row
 from lenet5.search.luck import Gain, fresh_pairs, holm, paired_gain
@@ -208,7 +208,7 @@ def _pairs(who: Mapping[str, Params], seeds: int) -> list[tuple[int, int]]:
     """Seed and split of all trials, and after them the fresh ones."""
     trial = next(params for name, params in who.items() if name != CURRENT)
     used = trial.train.seed, trial.data.split_seed
-    return [used, *fresh_pairs(*used, seeds, LARGEST_SEED)]
+    return [used, *fresh_pairs(*used, seeds)]
 
 
 def _on(params: Params, seed: int, split: int) -> Params:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lenet5.params import LARGEST_SEED
+
 CONFIDENCE = 0.95
 
 
@@ -61,9 +63,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in adjusted]
 
 
-def fresh_pairs(seed: int, split_seed: int, count: int, largest: int) -> list[tuple[int, int]]:
+def fresh_pairs(seed: int, split_seed: int, count: int) -> list[tuple[int, int]]:
     """``count`` pairs of train.seed and data.split_seed that no trial used, all of whose were (seed, split_seed)."""
-    size = largest + 1
+    size = LARGEST_SEED + 1
     return [((seed + step) % size, (split_seed + step) % size) for step in range(1, count + 1)]
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from lenet5.errors import UserError
 
 PORT, LARGEST_PORT = 6379, 65535
-SMALLEST_SHARE = 0.0001  # of a card: in such parts Ray counts them
 WORKSPACE = "LENET5_WORKSPACE"
 """Tells the workers of a machine where its project is."""
 
 _NOWHERE = "http://127.0.0.1:9/"  # the port of `discard`: Ray reports once even when told not to
 _ANSWER_SECONDS = 5.0
+_SMALLEST_SHARE = 0.0001  # of a card: in such parts Ray counts them
 _KEPT = "LENET5_PROXIES"
 _NICENESS = "RAY_worker_niceness"
 _PROXIES = [f"{kind}_proxy" for kind in ("http", "https", "all", "no")]
@@ -45,6 +45,14 @@ def require_ray() -> None:
             "Ray is not installed; python -m pip install --no-deps --require-hashes --requirement "
             "requirements-cluster.lock"
         )
+
+
+def refuse_share(gpus: float, on: str | None) -> None:
+    """Raises UserError for a share of a card that cannot be had on the cluster ``on``, or on this machine."""
+    if gpus != 0 and not _SMALLEST_SHARE <= gpus <= 1:
+        raise UserError(f"--gpus-per-trial {gpus:g}: a share of one card, from {_SMALLEST_SHARE:g} to 1, or 0 for none")
+    if gpus and not on:
+        raise UserError("--gpus-per-trial: for a cluster (--on); here a card is used where train.device lets it")
 
 
 def token_file() -> Path:

@@ -58,4 +58,4 @@ def is_over(rows: Sequence[Row], params: TrainParams) -> bool:
 
 def is_stuck(rows: Sequence[Row]) -> bool:
     """Whether no epoch's weights told more classes apart than one that is said for everything."""
-    return all(float(row["validation_accuracy"]) < CHANCE for row in rows)
+    return all(float(row["validation_accuracy"]) <= CHANCE for row in rows)

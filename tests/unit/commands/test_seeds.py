@@ -6,11 +6,11 @@ import yaml
 from rich.console import Console
 
 from lenet5.commands import seeds
-from lenet5.commands.cluster import refuse_share
 from lenet5.commands.seeds_display import SeedsDisplay
 from lenet5.commands.seeds_journal import Replica, journal
 from lenet5.errors import UserError
 from lenet5.results.history import EpochRow
+from lenet5.search.ray_settings import refuse_share
 from lenet5.workspace import SEEDS
 from tests.params import CONTENT
 from tests.unit.search.test_driver import Stage

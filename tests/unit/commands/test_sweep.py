@@ -73,7 +73,7 @@ def clusters(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> list[Cluster]:
         made.append(Cluster(work, address, gpus))
         return made[-1]
 
-    monkeypatch.setattr(sweep, "cluster_engine", connect)
+    monkeypatch.setattr(sweep, "ClusterEngine", connect)
     return made
 
 

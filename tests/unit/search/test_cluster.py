@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from lenet5.commands.cluster import refuse_share
 from lenet5.errors import UserError
 from lenet5.params import DownloadParams
 from lenet5.search import cluster, ray_settings
@@ -131,9 +130,9 @@ def test_a_jobs_share_lies_on_one_card(machine: Machine, share: float, cards: in
 
 def test_a_share_that_ray_cannot_count_is_refused_in_a_line() -> None:
     with pytest.raises(UserError, match=r"^--gpus-per-trial 5e-05: a share of one card, from 0\.0001 to 1, or 0"):
-        refuse_share(0.00005, "host")
-    for share in (0, ray_settings.SMALLEST_SHARE, 1):
-        refuse_share(share, "host")
+        ray_settings.refuse_share(0.00005, "host")
+    for share in (0, 0.0001, 1):
+        ray_settings.refuse_share(share, "host")
 
 
 def served(work: Work) -> Iterator[Any]:

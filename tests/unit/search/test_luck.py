@@ -39,7 +39,7 @@ def test_equal_trainings_show_no_gain() -> None:
 
 
 def test_no_fresh_pair_was_used_and_all_differ() -> None:
-    pairs = fresh_pairs(3, 2**31 - 2, 5, 2**31 - 1)
+    pairs = fresh_pairs(3, 2**31 - 2, 5)
     assert len(set(pairs)) == 5
     assert all(seed != 3 and split != 2**31 - 2 for seed, split in pairs)
     assert all(0 <= one < 2**31 for pair in pairs for one in pair)
