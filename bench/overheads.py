@@ -47,7 +47,7 @@ def main() -> None:
         workers = joblib.cpu_count()
         places: dict[str, Callable[[], Engine]] = {
             f"{workers} workers of this machine": lambda: LocalEngine(
-                rows_alone, workers, partial(use_own_share, workers)
+                rows_alone, workers, partial(use_own_share, workers), lambda: None
             )
         }
         if arguments.on:

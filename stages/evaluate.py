@@ -69,16 +69,13 @@ def main(params: Params) -> None:
 
 def measure(params: Params, splits: Splits, logits: Mapping[str, Tensor]) -> dict[str, Any]:
     """Loss and accuracy of every split with intervals, and the overfitting gaps."""
-    measured = {
-        name: evaluation.split_figures(logits[name], split.labels, params.evaluate.confidence)
-        for name, split in splits.measured().items()
-    }
-    train, test = measured["train"], measured["test"]
-    return {
-        **measured,
-        "gap": evaluation.gap_figures(train, measured.get("validation", test)),
-        "gap_test": evaluation.gap_figures(train, test),
-    }
+    confidence = params.evaluate.confidence
+    return evaluation.with_gaps(
+        {
+            name: evaluation.split_figures(logits[name], split.labels, confidence)
+            for name, split in splits.measured().items()
+        }
+    )
 
 
 def draw_images(params: Params, splits: Splits, model: LeNet5, predictions: pd.DataFrame) -> None:

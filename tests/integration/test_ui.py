@@ -50,20 +50,6 @@ def ui_of(project: Project) -> Iterator[str]:
         process.wait()
 
 
-def test_make_ui_opens_the_store_that_is_set_and_leaves_a_server_to_itself(project: Project, tmp_path: Path) -> None:
-    team = tmp_path / "team.db"
-    shutil.copy(project.path / "mlflow.db", team)
-    mlflow.MlflowClient(f"sqlite:///{team}").create_experiment("of the team")
-    project.env["MLFLOW_TRACKING_URI"] = f"sqlite:///{team}"
-    with ui_of(project) as page:
-        server = page.removesuffix("/#")
-        assert mlflow.MlflowClient(server).get_experiment_by_name("of the team") is not None
-        project.env["MLFLOW_TRACKING_URI"] = server
-        said = project.run(*MAKE_UI).stdout
-    assert said.startswith(page)
-    assert len(said.splitlines()) == 1
-
-
 def ui_log(project: Project) -> Path:
     return project.path.parent / "ui.log"
 
@@ -230,3 +216,19 @@ def test_the_run_of_a_sweep_shows_its_best_trials_and_its_pictures(page: Page, p
         for column in ("trial", "validation loss"):
             expect(page.get_by_role("columnheader", name=column, exact=True)).to_be_visible()
         page.wait_for_timeout(1000)
+
+
+def test_make_ui_opens_the_store_that_is_set_and_leaves_a_server_to_itself(
+    pipeline_copy: Project, tmp_path: Path
+) -> None:
+    team = tmp_path / "team.db"
+    shutil.copy(pipeline_copy.path / "mlflow.db", team)
+    mlflow.MlflowClient(f"sqlite:///{team}").create_experiment("of the team")
+    pipeline_copy.env["MLFLOW_TRACKING_URI"] = f"sqlite:///{team}"
+    with ui_of(pipeline_copy) as page:
+        server = page.removesuffix("/#")
+        assert mlflow.MlflowClient(server).get_experiment_by_name("of the team") is not None
+        pipeline_copy.env["MLFLOW_TRACKING_URI"] = server
+        said = pipeline_copy.run(*MAKE_UI).stdout
+    assert said.startswith(page)
+    assert len(said.splitlines()) == 1

@@ -14,7 +14,7 @@ from lenet5.commands.sweep import begun, claimed, engine_of, here, mirror_of, pl
 from lenet5.errors import UserError
 from lenet5.files import read_json, write_bytes
 from lenet5.params import Params, load_params
-from lenet5.record.family import Status
+from lenet5.record.family import Mirror, Status
 from lenet5.record.lineage import read_code
 from lenet5.record.promotion import told_p
 from lenet5.search.account import family_of
@@ -47,7 +47,7 @@ def confirm(name: str, top: int, seeds: int, on: str | None, gpus: float) -> int
     if top < 1 or seeds < _LEAST_PAIRS:
         raise UserError(f"--top {top} --seeds {seeds}: one trial and {_LEAST_PAIRS} pairs of seed and split at least")
     refuse_share(gpus, on)
-    base = load_params(PARAMS_FILE)
+    base, code = load_params(PARAMS_FILE), read_code()
     begun(name)
     with claimed(name) as journal:
         study, plan = read_study(journal, name)
@@ -56,21 +56,22 @@ def confirm(name: str, top: int, seeds: int, on: str | None, gpus: float) -> int
         on_device = here(base, on, gpus)
         who = candidates(trials, plan, on_device, top)
         wanted = list(trainings(who, seeds))
+        again = f"lenet5 sweep confirm {name} --top {top} --seeds {seeds}{place(on, gpus)}"
+        mirror = mirror_of(on_device, code, again)
         what = code_of(PIPELINE_FILE) | {"objective": plan.objective}
         values = Values(journal.with_suffix(".values.json"), what)
         with closing(engine_of(plan, list(who.values()), on_device, on, gpus)) as engine:
             train_all(engine, wanted, plan.objective, values, partial(print, flush=True))
         found = verdicts(trials, who, plan.objective, base.register_.alpha, seeds, values)
         about = {
-            "sweep": study.key, "commit": read_code().commit, "trials": len(trials), "objective": plan.objective,
+            "sweep": study.key, "commit": code.commit, "trials": len(trials), "objective": plan.objective,
             "params": how_trained(who[str(found[0].trial)]),
         }  # fmt: skip
         keep_verdicts(verdicts_of(journal), found, about)
         header, rows = verdict_rows(found)
         write_bytes(TABLES / f"{name}.md", _text(name, found, about).encode())
         Console(markup=False, highlight=False).print(table(f"on {seeds} fresh pairs of seed and split", header, rows))
-        again = f"lenet5 sweep confirm {name} --top {top} --seeds {seeds}{place(on, gpus)}"
-        _record(study, name, plan, on_device, found, again)
+        _record(study, name, plan, on_device, found, mirror)
     return 0
 
 
@@ -124,8 +125,8 @@ def _objective(about: Mapping[str, Any]) -> str:
     return str(about["objective"]).replace("_", " ")
 
 
-def _record(study: Study, name: str, plan: Plan, base: Params, found: Sequence[Verdict], again: str) -> None:
+def _record(study: Study, name: str, plan: Plan, base: Params, found: Sequence[Verdict], mirror: Mirror) -> None:
     status: Status = "FINISHED" if sum(trial.ended is not None for trial in study.trials()) >= plan.trials else "KILLED"
-    with tempfile.TemporaryDirectory() as folder, mirror_of(base, again) as mirror:
+    with tempfile.TemporaryDirectory() as folder, mirror:
         write_bytes(Path(folder, CONFIRMATION), (TABLES / f"{name}.md").read_bytes())
         mirror.show(family_of(study, name, plan, base, [], status, Path(folder), found, {}))

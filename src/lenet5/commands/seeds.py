@@ -4,6 +4,7 @@ On a CPU one process a core, with one thread each; on a GPU many at once, their 
 shuffling. The workspace's outs stay as they are.
 """
 
+import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from functools import partial
@@ -14,6 +15,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from lenet5 import search
 from lenet5.commands.seeds_display import SeedsDisplay
 from lenet5.commands.seeds_journal import Journal, Replica, journal
 from lenet5.data.datasets import load_splits
@@ -29,9 +31,11 @@ from lenet5.search.cluster import ClusterEngine
 from lenet5.search.engine import Engine, Failed, Gained, Lost
 from lenet5.search.local import LocalEngine
 from lenet5.search.luck import CONFIDENCE, Spread, spread
+from lenet5.search.origin import unchanged_code
 from lenet5.search.ray_settings import refuse_share
 from lenet5.search.runs import run_all
 from lenet5.search.seeds import TOGETHER, seed_jobs, train_seeds
+from lenet5.training import replicas
 from lenet5.training.checkpoint import result_key
 from lenet5.training.device import pick_device
 from lenet5.training.engine import choose_engine
@@ -85,18 +89,18 @@ def seeds_from(first: int, count: int) -> list[int]:
 
 def _on_this_machine(params: Params, count: int) -> tuple[Params, str, Engine]:
     """The params with the device they are trained on, what decides their results, and who trains."""
-    device = pick_device(params.train.device)
+    device, check = pick_device(params.train.device), unchanged_code(PIPELINE_FILE)
     splits = load_splits(RAW_DIR, params.data, torch.device("cpu"))  # what is wrong with the data is said once
     params = _with(params, device=device.type)  # settled, so that no worker says again why it is not the GPU
     choice = choose_engine(params.model, params.train, len(splits.train), device)
     key = result_key(_with(params, seed=0), PIPELINE_FILE, device, choice)
     if device.type == "cuda":
         work = partial(train_seeds, RAW_DIR, None)
-        return params, digest(f"stacked {key}".encode()), LocalEngine(work, 1, use_own_share)
+        return params, _stacked_key("stacked", key), LocalEngine(work, 1, use_own_share, check)
     if choice.name != "lanes":
         print(f"engine {choice.name}: {choice.reason}", flush=True)
     workers, work = min(count, joblib.cpu_count()), partial(train_seeds, RAW_DIR, choice.name)
-    return params, key, LocalEngine(work, workers, partial(torch.set_num_threads, 1))
+    return params, key, LocalEngine(work, workers, partial(torch.set_num_threads, 1), check)
 
 
 def _on_cluster(params: Params, address: str, gpus: float) -> tuple[Params, str, Engine]:
@@ -107,7 +111,13 @@ def _on_cluster(params: Params, address: str, gpus: float) -> tuple[Params, str,
     choice = choose_engine(here.model, here.train, 1, cpu)
     key = result_key(_with(params, seed=0), PIPELINE_FILE, cpu, choice)
     engine = ClusterEngine(partial(train_seeds, RAW_DIR, None if gpus else choice.name), address, gpus, params.download)
-    return params, digest(f"cards of a cluster {key}".encode()) if gpus else key, engine
+    return params, _stacked_key("cards of a cluster", key) if gpus else key, engine
+
+
+def _stacked_key(where: str, key: str) -> str:
+    """The key of seeds trained together: ``key``, and the code by which they are and ``train`` is not."""
+    code = [inspect.getsource(module) for module in (replicas, search.seeds)]
+    return digest(repr((where, key, code)).encode())
 
 
 def _with(params: Params, **changes: object) -> Params:
@@ -162,7 +172,7 @@ class _Sender:
             return
         try:
             self._record.add(one.seed, one.rows, one.figures)
-        except UserError as error:
+        except (UserError, OSError) as error:  # a full disk too, where the store writes files
             self._behind = True
             display.say(f"training goes on, and the rest is sent at its end: {error}")
 

@@ -3,8 +3,8 @@
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -27,7 +27,7 @@ from lenet5.search.confirm import Verdict, kept_verdicts
 from lenet5.search.driver import Driver
 from lenet5.search.engine import Engine
 from lenet5.search.local import LocalEngine
-from lenet5.search.origin import differences, origin_of
+from lenet5.search.origin import differences, origin_of, unchanged_code
 from lenet5.search.plan import Plan, first_tried, load_plan, trial_params
 from lenet5.search.ray_settings import refuse_share
 from lenet5.search.study import Study, open_study, read_study
@@ -101,7 +101,8 @@ def engine_of(plan: Plan, everybody: Sequence[Params], base: Params, on: str | N
     if on:
         return ClusterEngine(partial(train, RAW_DIR, taken), on, gpus, base.download)
     workers = min(plan.workers, plan.trials)
-    return LocalEngine(partial(train, RAW_DIR.absolute(), taken), workers, partial(use_own_share, workers))
+    work, prepare = partial(train, RAW_DIR.absolute(), taken), partial(use_own_share, workers)
+    return LocalEngine(work, workers, prepare, unchanged_code(PIPELINE_FILE))
 
 
 def _engine_taken(everybody: Sequence[Params]) -> str | None:
@@ -128,10 +129,13 @@ def claimed(name: str) -> Iterator[Path]:
         raise UserError(f"sweep {name}: another process is at it; wait for its end, or end it") from None
 
 
-def mirror_of(base: Params, again: str) -> Mirror:
-    """What keeps a sweep's MLflow record; ``again`` is the command that sends what is lacking."""
-    code = read_code()  # now: a tracking server may come to life when somebody has changed the code already
-    return Mirror(partial(_runs, base, code), f"`{again}`")
+def mirror_of(base: Params, code: Code, again: str) -> Mirror:
+    """What keeps a sweep's MLflow record; ``again`` is the command that sends what is lacking.
+
+    ``code`` is what trains. A tracking server may come to life when somebody has changed code and params already.
+    """
+    tags = lineage_tags(code) | {"mlflow.source.name": "lenet5 sweep"}
+    return Mirror(partial(_runs, base, tags, code), f"`{again}`")
 
 
 def _kinds(plan: Plan, base: Params) -> list[Params]:
@@ -156,7 +160,7 @@ def _search(
     before = len([trial for trial in study.trials() if trial.ended])
     with (
         tempfile.TemporaryDirectory() as folder,
-        mirror_of(base, again) as mirror,
+        mirror_of(base, read_code(), again) as mirror,
         Board(Console(), plan, name, before) as board,
     ):
         of_ended: dict[int, Member] = {}
@@ -185,18 +189,19 @@ def _search(
             study.pictures(Path(folder))
         except BaseException:
             engine.close()  # first: what goes on training holds the rest up
-            account(Path(folder))
+            with suppress(OSError):  # a disk that is full may be what ended it
+                account(Path(folder))
             tell("KILLED", Path(folder))
             raise
         tell("FINISHED", Path(folder))
 
 
-def _runs(params: Params, code: Code) -> Runs:
+def _runs(params: Params, tags: Mapping[str, str], code: Code) -> Runs:
     """The runs of a sweep. The mirror's thread calls it: mlflow imports slowly."""
     from lenet5.record.family_runs import FamilyRuns
     from lenet5.record.store import connect
 
-    return FamilyRuns(connect(params), lineage_tags(code) | {"mlflow.source.name": "lenet5 sweep"}, code)
+    return FamilyRuns(connect(params), tags, code)
 
 
 def refuse_another(study: Study, name: str, plan: Plan, base: Params) -> None:

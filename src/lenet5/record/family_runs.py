@@ -1,5 +1,6 @@
 """The MLflow runs of a family: found by their tags, and given what they lack."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -22,7 +23,7 @@ class FamilyRuns:
     def __init__(self, store: Store, tags: Mapping[str, str], code: Code) -> None:
         self._store, self._tags, self._code = store, tags, code
         self._runs: dict[str, MlflowRun] | None = None  # the parent's key is empty
-        self._there: dict[str, set[tuple[str, int]]] = {}
+        self._there: dict[str, dict[tuple[str, int], float]] = {}
         self._sent: dict[str, Member] = {}
 
     def send(self, family: Family, arrived: Callable[[], None]) -> None:
@@ -57,6 +58,20 @@ class FamilyRuns:
             and run is not None
             and run.info.status == child.status != "RUNNING"
             and child.tags.items() <= run.data.tags.items()
+            and child.params.items() <= run.data.params.items()
+            and all(_same(value, run.data.metrics.get(name)) for name, value in child.figures.items())
+        )
+
+    def _is_of_another_attempt(self, key: str, child: Member) -> bool:
+        """Whether the run of a child that has ended holds what is not its own: MLflow can take nothing back.
+
+        It began anew on another kind of machine, say, where params and figures differ.
+        """
+        params = self._runs[key].data.params if self._runs and key in self._runs else {}
+        own = {(point.key, point.step): point.value for point in child.points}
+        curves = {place: value for place, value in self._there.get(key, {}).items() if place[1]}
+        return not params.items() <= child.params.items() or any(
+            not _same(value, own.get(place)) for place, value in curves.items()
         )
 
     def _run(self, key: str, member: Member, code: Code) -> MlflowRun:
@@ -64,7 +79,7 @@ class FamilyRuns:
         if key not in runs:
             tags = {**self._tags, **member.tags, DESCRIPTION: member.description}
             runs[key] = self._store.create_run(member.name, tags, member.params, code, member.started or None)
-            self._there[key] = set()
+            self._there[key] = {}
             return runs[key]
         run = runs[key]
         if key not in self._there:
@@ -76,11 +91,15 @@ class FamilyRuns:
 
     def _member(self, key: str, member: Member, code: Code) -> None:
         client, run = self._store.client, self._run(key, member, code)
+        if key and member.ended and self._is_of_another_attempt(key, member):
+            client.delete_run(run.info.run_id)
+            (self._runs or {}).pop(key), self._sent.pop(key, None)
+            run = self._run(key, member, code)
         run_id, there = run.info.run_id, self._there[key]
         # A point of no epoch takes the place of an earlier one; MLflow keeps one of those that are equal.
         new = [point for point in member.points if not point.step or (point.key, point.step) not in there]
         log_points(client, run_id, new)
-        there |= {(point.key, point.step) for point in new}
+        there |= {(point.key, point.step): point.value for point in new}
         before = self._sent.get(key)
         tags = {**member.tags, DESCRIPTION: member.description}
         if before is None or {**before.tags, DESCRIPTION: before.description} != tags:
@@ -93,6 +112,10 @@ class FamilyRuns:
         elif before is not None and before.status != "RUNNING":
             client.update_run(run_id, status="RUNNING")
         self._sent[key] = member
+
+
+def _same(value: float, kept: float | None) -> bool:
+    return kept is not None and (math.isclose(value, kept) or not math.isfinite(value))
 
 
 def _tagged(member: Member, tags: Mapping[str, str]) -> Member:

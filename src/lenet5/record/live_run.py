@@ -30,7 +30,7 @@ class TrainingRun:
         opened = store.runs(ATTEMPT, attempt)
         run = opened[0] if opened else open_run(store, params, code, {ATTEMPT: attempt, **tags})
         self.run_id: str = run.info.run_id
-        self._there: set[tuple[str, int]] = set()
+        self._there: dict[tuple[str, int], float] = {}
         if opened:
             # Epochs after the last checkpoint are trained again, and would come with new timestamps.
             self._there = points_there(store.client, self.run_id, run.data.metrics)
@@ -160,6 +160,6 @@ def missing_points(client: MlflowClient, run_id: str, points: Sequence[Point]) -
     return [point for point in points if (point.key, point.step) not in there]
 
 
-def points_there(client: MlflowClient, run_id: str, keys: Iterable[str]) -> set[tuple[str, int]]:
-    """The curves' points that the run holds, as (key, step)."""
-    return {(key, metric.step) for key in keys for metric in client.get_metric_history(run_id, key)}
+def points_there(client: MlflowClient, run_id: str, keys: Iterable[str]) -> dict[tuple[str, int], float]:
+    """The values of the curves' points that the run holds, by (key, step)."""
+    return {(key, one.step): one.value for key in keys for one in client.get_metric_history(run_id, key)}

@@ -1,7 +1,7 @@
 """Whether a training that still runs learns anything."""
 
 from lenet5.params import Params
-from lenet5.results.verdict import CHANCE, what_to_try
+from lenet5.results.verdict import at_chance, what_to_try
 
 PATIENCE = 5
 """The epochs at chance after which that is said; a sigmoid network may need the first of them to get going."""
@@ -15,7 +15,7 @@ class ChanceWatch:
 
     def at_chance_since(self, epoch: int, train_accuracy: float) -> int | None:
         """The first of the epochs on end that are at chance, where ``PATIENCE`` are; None otherwise."""
-        if train_accuracy > CHANCE:
+        if not at_chance(train_accuracy):
             self._since = None
         elif self._since is None:
             self._since = epoch

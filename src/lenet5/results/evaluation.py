@@ -101,8 +101,13 @@ def split_figures(logits: Tensor, labels: Tensor, confidence: float) -> dict[str
     }
 
 
-def gap_figures(better: Mapping[str, float], worse: Mapping[str, float]) -> dict[str, float]:
-    """The overfitting gap between the figures of two splits."""
+def with_gaps(figures: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """The ``figures`` of each split, and the overfitting gaps: to validation images, if any, and to test images."""
+    train, test = figures["train"], figures["test"]
+    return {**figures, "gap": _gap(train, figures.get("validation", test)), "gap_test": _gap(train, test)}
+
+
+def _gap(better: Mapping[str, float], worse: Mapping[str, float]) -> dict[str, float]:
     return asdict(Measure(better["loss"], better["accuracy"]).gap_to(Measure(worse["loss"], worse["accuracy"])))
 
 

@@ -8,7 +8,7 @@ from lenet5.params import Params
 if TYPE_CHECKING:
     import pandas as pd  # training needs none
 
-CHANCE = 0.15
+_CHANCE = 0.15
 """A share of right answers up to which a model is at chance: with ten classes, guessing gives 0.1."""
 GREW = 0.005
 """Half a point of accuracy: what the gap has to grow by to be called growing, on 5,000 images."""
@@ -16,6 +16,11 @@ LOSS_GREW = 0.01
 """The same for the loss gap, in nats."""
 WIDE = 0.02
 """An accuracy gap of two points is worth narrowing."""
+
+
+def at_chance(accuracy: float) -> bool:
+    """Whether a share of right answers tells no more classes apart than one that is said for everything."""
+    return accuracy <= _CHANCE
 
 
 def verdict(history: "pd.DataFrame", chosen_epoch: int, onset: int | None, params: Params) -> str:
@@ -26,7 +31,7 @@ def verdict(history: "pd.DataFrame", chosen_epoch: int, onset: int | None, param
     epochs = history.set_index("epoch")
     gaps, last = epochs["gap_accuracy"], len(history)
     accuracy = float(epochs["train_accuracy"][chosen_epoch])
-    if accuracy <= CHANCE:
+    if at_chance(accuracy):
         return (
             f"Nothing was learned: with the weights of epoch {chosen_epoch} of {last} it is at chance, right on "
             f"{accuracy:.1%} of the training images, where guessing one class in ten is right on 10%. "

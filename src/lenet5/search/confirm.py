@@ -17,6 +17,7 @@ from lenet5.search.luck import Gain, fresh_pairs, holm, paired_gain
 from lenet5.search.plan import Plan, trial_params
 from lenet5.search.runs import run_all
 from lenet5.search.trials import Trial, best_first, chosen_row, lower_is_better
+from lenet5.workspace import PARAMS_FILE
 
 CURRENT = "current"
 
@@ -81,7 +82,7 @@ class Values:
 def candidates(trials: Sequence[Trial], plan: Plan, base: Params, top: int) -> dict[str, Params]:
     """The params of the ``top`` best trials by their numbers, and the current ones on the same images.
 
-    Trials that tried the same are one. Raises UserError where no trial is complete.
+    Trials that tried the same are one. Raises UserError where no trial is complete, or one cannot be compared.
     """
     best = best_first(trials, plan.objective)
     if not best:
@@ -93,6 +94,13 @@ def candidates(trials: Sequence[Trial], plan: Plan, base: Params, top: int) -> d
         params = trial_params(plan, base, trial.tried)
         if len(different) < top and params not in different.values():
             different[str(trial.number)] = params
+    if current.train.weights == "last":
+        for number, params in different.items():
+            if params.train.weights != "last":
+                raise UserError(
+                    f"trial {number} kept the epoch that is best on the images that measure it, and {PARAMS_FILE} the "
+                    "last: that flatters it; set train.weights there to best_validation"
+                )
     return {CURRENT: current} | different
 
 

@@ -27,10 +27,13 @@ class _Worker:
 
 
 class LocalEngine:
-    """``workers`` processes, started when they are first needed; each calls ``prepare`` before its first job."""
+    """``workers`` processes, started when they are first needed; each calls ``prepare`` before its first job.
 
-    def __init__(self, work: Work, workers: int, prepare: Callable[[], None]) -> None:
-        self._work, self._most, self._prepare = work, workers, prepare
+    ``check`` is called before one is started, and may raise: it reads the code as it is then.
+    """
+
+    def __init__(self, work: Work, workers: int, prepare: Callable[[], None], check: Callable[[], None]) -> None:
+        self._work, self._most, self._prepare, self._check = work, workers, prepare, check
         self._context = multiprocessing.get_context("spawn")  # a forked process shares PyTorch's threads: none fork
         self._workers: list[_Worker] = []
 
@@ -90,6 +93,7 @@ class LocalEngine:
         self._workers.remove(worker)
 
     def _spawn(self) -> _Worker:
+        self._check()
         here, there = self._context.Pipe()
         process = self._context.Process(target=_serve, args=(there, self._work, self._prepare), daemon=True)
         with _without_ctrl_c():

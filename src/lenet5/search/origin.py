@@ -1,10 +1,11 @@
 """Where a sweep comes from: all that must stay the same while it goes on, by name, so that a difference can be told."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
 from lenet5.data.fashion_mnist import data_digest
+from lenet5.errors import UserError
 from lenet5.params import Params
 from lenet5.search.plan import Plan, shared_params
 from lenet5.training.checkpoint import code_digests
@@ -27,6 +28,17 @@ def origin_of(plan: Plan, base: Params, pipeline: Path) -> dict[str, str]:
 def code_of(pipeline: Path) -> dict[str, str]:
     """What the same params give the same values with: code, data and PyTorch."""
     return {**code_digests(pipeline), "FashionMNIST": data_digest(), "PyTorch": version("torch")}
+
+
+def unchanged_code(pipeline: Path) -> Callable[[], None]:
+    """What raises UserError once the code that trains is another than now."""
+    began = code_digests(pipeline)
+
+    def check() -> None:
+        if told := differences(began, code_digests(pipeline)):
+            raise UserError(f"{told[0]} while this went on, and a worker would start with it; put it back, then again")
+
+    return check
 
 
 def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:

@@ -24,13 +24,17 @@ from lenet5.params import (
     suggestion,
     with_values,
 )
+from lenet5.workspace import PARAMS_FILE
 
 SEARCHED = ("model", "train")
 """The sections that can be searched; all others say what is measured, or how."""
 
 _FIXED = ("data", *SEARCHED)
 _SECTIONS = {"fixed": _FIXED, "space": SEARCHED}
-_NEVER = {"train.seed": "its luck would be searched; `lenet5 seeds` shows how much there is"}
+_NEVER = {
+    "train.seed": "its luck would be searched; `lenet5 seeds` shows how much there is",
+    "train.weights": "the images that choose best_validation measure the trial too, and flatter it; put it under fixed",
+}
 
 
 def _number(value: object) -> float:
@@ -126,8 +130,11 @@ def load_plan(path: Path, base: Params) -> Plan:
 
 
 def trial_params(plan: Plan, base: Params, tried: Mapping[str, Any]) -> Params:
-    """The params of a trial: those of ``base``, what the plan fixes, and what is ``tried``."""
-    return Params.model_validate(with_values(base, {**plan.fixed, **tried}))
+    """The params of a trial: those of ``base``, what the plan fixes, and what is ``tried``.
+
+    Raises UserError where ``base`` does not go with the rest: params.yaml was changed since the plan was checked.
+    """
+    return check_params(with_values(base, {**plan.fixed, **tried}), PARAMS_FILE)
 
 
 def first_tried(plan: Plan) -> dict[str, Any]:

@@ -78,12 +78,7 @@ def _measured(params: Params, seed: int, progress: Progress, splits: Splits) -> 
 def measure(model: LeNet5, splits: Splits) -> dict[str, Any]:
     """Loss and accuracy of ``model`` on every split, and the gaps, as ``evaluation.json`` has them."""
     measures = {name: evaluation.measure(model, split) for name, split in splits.measured().items()}
-    measured = {name: {"loss": one.loss, "accuracy": one.accuracy} for name, one in measures.items()}
-    return {
-        **measured,
-        "gap": evaluation.gap_figures(measured["train"], measured.get("validation", measured["test"])),
-        "gap_test": evaluation.gap_figures(measured["train"], measured["test"]),
-    }
+    return evaluation.with_gaps({name: {"loss": one.loss, "accuracy": one.accuracy} for name, one in measures.items()})
 
 
 def _named(seeds: Sequence[int]) -> str:

@@ -151,8 +151,11 @@ def open_study(journal: Path, name: str, plan: Plan) -> Study:
         first = max(1, math.ceil(_SHARES * plan.prune.after))
         pruner = optuna.pruners.SuccessiveHalvingPruner(first, reduction_factor=_HALF)
     storage = _storage(journal)
-    if _begun(storage, name):
-        study = _loaded(journal, storage, name)
+    study = _loaded(journal, storage, name) if _begun(storage, name) else None
+    if study and _KEY not in study.user_attrs:  # its first process ended over it, and the objective may be another now
+        optuna.delete_study(study_name=name, storage=storage)
+        study = None
+    if study:
         study.pruner = pruner
     else:
         lower = lower_is_better(plan.objective)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from lenet5.params import TrainParams
-from lenet5.results.verdict import CHANCE
+from lenet5.results.verdict import at_chance
 from lenet5.search.engine import Row
 
 Kind: TypeAlias = Literal["running", "complete", "pruned", "stuck", "diverged", "lost"]
@@ -58,4 +58,4 @@ def is_over(rows: Sequence[Row], params: TrainParams) -> bool:
 
 def is_stuck(rows: Sequence[Row]) -> bool:
     """Whether no epoch's weights told more classes apart than one that is said for everything."""
-    return all(float(row["validation_accuracy"]) <= CHANCE for row in rows)
+    return all(at_chance(float(row["validation_accuracy"])) for row in rows)

@@ -58,7 +58,8 @@ def _cannot_build() -> str:
         probe.write_text(_PROBE, encoding="utf-8")
         shutil.copy(_KERNELS / "vectors.hpp", folder)
         try:
-            build(probe, {"ACTIVATION": "relu", "POOLING": "max"}, Path(folder, "libraries"), _TRIAL)
+            macros = {"ACTIVATION": "relu", "POOLING": "max"}
+            build(compiler_command(), probe, macros, Path(folder, "libraries"), _TRIAL)
         except BuildError as error:
             return str(error)
     return ""

@@ -7,7 +7,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lenet5.files import atomic_path, digest
@@ -31,7 +31,7 @@ def compiler_command() -> list[str]:
     return os.environ.get("CXX", "").split() or ["g++"]
 
 
-def build(source: Path, defined: Mapping[str, str], folder: Path, trial: str) -> ctypes.CDLL:
+def build(compiler: Sequence[str], source: Path, defined: Mapping[str, str], folder: Path, trial: str) -> ctypes.CDLL:
     """The C functions of ``source`` with the macros ``defined``, compiled for this very machine and kept in ``folder``.
 
     What is kept there is used when source, compiler, macros and CPU are the same and no byte of it has changed. It is
@@ -40,14 +40,14 @@ def build(source: Path, defined: Mapping[str, str], folder: Path, trial: str) ->
     """
     import filelock  # late: a GPU does without
 
-    name, *options = compiler_command()
-    compiler = shutil.which(name)
-    if compiler is None:
+    name, *options = compiler
+    program = shutil.which(name)
+    if program is None:
         raise BuildError("is not installed")
-    command = [compiler, *options, *FLAGS, *(f"-D{name}={value}" for name, value in sorted(defined.items()))]
+    command = [program, *options, *FLAGS, *(f"-D{name}={value}" for name, value in sorted(defined.items()))]
     try:
         sources = [path.read_bytes() for path in sorted(source.parent.iterdir()) if path.is_file()]
-        key = digest(repr((sources, command, _call([compiler, *options, "--version"]), _cpu())).encode())
+        key = digest(repr((sources, command, _call([program, *options, "--version"]), _cpu())).encode())
         library = folder / f"{source.stem}-{key[:32]}.so"
         folder.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(library.with_suffix(".lock"), timeout=_LOCK_PATIENCE):

@@ -12,7 +12,7 @@ from lenet5.params import Params
 from lenet5.processors import SLOWED, busy
 from lenet5.results.chance import PATIENCE, ChanceWatch, stuck
 from lenet5.results.history import EpochRow
-from lenet5.results.verdict import CHANCE, points, what_to_try
+from lenet5.results.verdict import at_chance, points, what_to_try
 
 SLOW = 1 / 3
 """The share of the speed reached before below which other work must have the processors."""
@@ -94,7 +94,7 @@ def kept_weights(rows: Sequence[EpochRow], chosen_epoch: int, params: Params) ->
     lowest = train.weights == "best_validation" and row.validation_loss is not None
     why = "the lowest validation loss" if lowest else "the last"
     end = f", where train.patience {train.patience} ended training" if last < train.epochs else ""
-    chance = f". That is chance. {what_to_try(params)}" if row.train_accuracy <= CHANCE else ""
+    chance = f". That is chance. {what_to_try(params)}" if at_chance(row.train_accuracy) else ""
     return f"kept: epoch {chosen_epoch} of {last}{end} ({why}); {_figures(row)}, test {row.test_accuracy:.2%}{chance}"
 
 

@@ -8,6 +8,7 @@ image, and a block of images goes through the whole network and back while a cor
 import ctypes
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +56,17 @@ def library(params: ModelParams) -> ctypes.CDLL:
     """kernels/lanes.cpp compiled for ``params``. Raises UnavailableError."""
     if sys.platform != "linux":
         raise UnavailableError("it is for Linux")  # elsewhere OpenMP is another matter
+    compiler = compiler_command()
     try:
-        defined = {"ACTIVATION": params.activation, "POOLING": params.pooling}
-        built = build(SOURCE, defined, main_workspace() / LIBRARIES, TRIAL)
+        return _built(tuple(compiler), params.activation, params.pooling, main_workspace() / LIBRARIES)
     except BuildError as error:
-        raise UnavailableError(f"the C++ compiler {compiler_command()[0]} {error}") from None
+        raise UnavailableError(f"the C++ compiler {compiler[0]} {error}") from None
+
+
+@cache
+def _built(compiler: tuple[str, ...], activation: str, pooling: str, folder: Path) -> ctypes.CDLL:
+    """Once a process: as with its Python, what somebody changes while it trains is for the next one."""
+    built = build(compiler, SOURCE, {"ACTIVATION": activation, "POOLING": pooling}, folder, TRIAL)
     for size in (built.network_bytes, built.block_bytes, built.image_bytes):
         size.restype = ctypes.c_int64
     return built

@@ -1,3 +1,4 @@
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,26 @@ def test_ctrl_c_while_the_rest_is_sent_leaves_no_run_that_seems_to_run(
     with pytest.raises(KeyboardInterrupt):
         seeds.seeds(2, None, 0)
     assert record.said == "interrupted"
+
+
+def test_a_store_that_cannot_write_its_files_ends_no_training() -> None:
+    class Full:
+        def add(self, *_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device", "changes.diff")
+
+    console = Console(width=200)
+    with console.capture() as said, SeedsDisplay(console, [3, 4], 2) as display:
+        sender = seeds._Sender(Full())
+        sender.send(FIRST, display)
+        sender.send(SECOND, display)
+    assert said.get().count("training goes on, and the rest is sent at its end") == 1
+
+
+def test_seeds_that_are_trained_together_are_known_by_the_code_that_does_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = seeds._stacked_key("stacked", KEY)
+    assert before == seeds._stacked_key("stacked", KEY) != seeds._stacked_key("cards of a cluster", KEY)
+    monkeypatch.setattr(seeds.inspect, "getsource", lambda _: "another way")
+    assert seeds._stacked_key("stacked", KEY) != before
 
 
 def test_two_at_once_are_refused(tmp_path: Path) -> None:

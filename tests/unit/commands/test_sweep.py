@@ -1,3 +1,4 @@
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,23 @@ def test_a_sweep_that_is_interrupted_over_its_pictures_is_not_left_running(
     assert store.families[-1].parent.status == "KILLED"
     sweep.run(FILE, "host", 0)
     assert store.families[-1].parent.status == "FINISHED"
+
+
+@pytest.mark.usefixtures("clusters")
+def test_a_disk_that_is_full_leaves_no_sweep_running_and_hides_no_reason(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def damaged(*_: object) -> None:
+        raise UserError("the reason")
+
+    monkeypatch.setattr(sweep, "write_files", full)
+    monkeypatch.setattr(sweep.Driver, "step", damaged)
+    with pytest.raises(UserError, match="the reason"):
+        sweep.run(FILE, "host", 0)
+    assert store.families[-1].parent.status == "KILLED"
 
 
 def test_current_params_that_train_otherwise_than_the_trials_train_as_they_would_alone(

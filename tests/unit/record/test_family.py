@@ -74,6 +74,22 @@ def test_a_family_is_sent_as_it_grows_and_again_by_another_process_without_a_dou
     assert (first.data.params, parent.data.params) == ({"train.lr": "0"}, {"train.epochs": "3"})
 
 
+def test_a_child_that_ended_with_other_figures_and_params_than_its_run_holds_has_a_run_of_its_own(store: Store) -> None:
+    def ended(key: str, losses: list[float]) -> Member:
+        curve = [Point("loss/validation", loss, epoch, 5000) for epoch, loss in enumerate(losses, 1)]
+        figures = {"validation_loss": min(losses)}
+        return child(key, 0, points=curve, status="FINISHED", params={"train.device": "cuda"}, figures=figures, ended=9)
+
+    sender(store)(family(child("0", 3)))  # and went on elsewhere
+    sender(store)(family(ended("0", [0.9, 0.45])))
+    sender(store)(family(ended("0", [0.9, 0.45])))
+    sender(store)(family(ended("0", [0.8, 0.4])))  # the journal came back from a copy, and this trial is another
+    runs = store.client.search_runs([store.experiment_id], "attributes.run_name = 'trial-0'")
+    assert [run.data.metrics["validation_loss"] for run in runs] == [0.4]
+    assert [run.data.params for run in runs] == [{"train.device": "cuda"}]
+    assert [one.value for one in store.client.get_metric_history(runs[0].info.run_id, "loss/validation")] == [0.8, 0.4]
+
+
 def test_of_two_confirmations_the_later_is_shown_and_a_repetition_doubles_nothing(store: Store) -> None:
     def confirmed(gain: float, when: int) -> Family:
         return family(points=[Point("gain_kept", gain, 0, when)], status="FINISHED", figures={"trials": 1}, ended=500)

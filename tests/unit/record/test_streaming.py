@@ -132,7 +132,7 @@ def test_a_store_that_is_away_for_a_while_loses_nothing_and_is_told_about_once(
 
 def test_it_says_back_only_when_every_point_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     run, said = FakeRun(failures=1), []
-    monkeypatch.setattr(Stream, "_say", staticmethod(lambda line: said.append((line.split(",")[0], len(run.points)))))
+    monkeypatch.setattr(streaming, "say", lambda line: said.append((line.split(",")[0], len(run.points))))
     with Stream(lambda: run) as stream:
         stream.send(points(1, 2500))
         wait_for(lambda: len(run.points) == 2500)

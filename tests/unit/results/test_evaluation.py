@@ -23,13 +23,13 @@ from lenet5.results.evaluation import (
     calibration_table,
     class_figures,
     feature_maps,
-    gap_figures,
     load_weights,
     measure,
     onset_of_overfitting,
     predict,
     predictions_table,
     split_figures,
+    with_gaps,
 )
 
 ModelParamsOf = Callable[..., ModelParams]
@@ -95,8 +95,13 @@ def test_measure_is_cross_entropy_and_the_share_of_right_answers(model: LeNet5, 
 def test_a_gap_grows_with_overfitting_in_loss_and_in_accuracy() -> None:
     train, validation = Measure(loss=0.25, accuracy=0.75), Measure(loss=0.5, accuracy=0.25)
     assert train.gap_to(validation) == Measure(loss=0.25, accuracy=0.5)
-    figures = gap_figures({"loss": 0.25, "accuracy": 0.75}, {"loss": 0.5, "accuracy": 0.25, "loss_low": 0.1})
-    assert figures == {"loss": 0.25, "accuracy": 0.5}
+    of_train = {"loss": 0.25, "accuracy": 0.75}
+    of_validation, of_test = {"loss": 0.5, "accuracy": 0.25, "loss_low": 0.1}, {"loss": 1.0, "accuracy": 0.125}
+    splits = {"train": of_train, "validation": of_validation, "test": of_test}
+    to_validation, to_test = {"loss": 0.25, "accuracy": 0.5}, {"loss": 0.75, "accuracy": 0.625}
+    assert with_gaps(splits) == {**splits, "gap": to_validation, "gap_test": to_test}
+    without = {"train": of_train, "test": of_test}
+    assert with_gaps(without) == {**without, "gap": to_test, "gap_test": to_test}
 
 
 @pytest.mark.parametrize("confidence", [0.5, 0.95, 0.999])

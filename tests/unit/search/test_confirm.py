@@ -178,6 +178,19 @@ def test_no_complete_trial_is_told(plan: Plans, base: Params) -> None:
         candidates([], plan(), base, top=3)
 
 
+def test_a_trial_that_chose_its_epoch_by_the_images_that_measure_it_is_not_held_against_last_epochs(
+    plan: Plans, base: Params
+) -> None:
+    def of(weights: str) -> Params:
+        return base.model_copy(update={"train": base.train.model_copy(update={"weights": weights})})
+
+    chooses = plan(fixed={"train.epochs": 8, "train.weights": "best_validation"})
+    with pytest.raises(UserError, match=r"^trial 1 kept the epoch that is best on the images that measure it"):
+        candidates(TRIALS, chooses, of("last"), top=1)
+    assert list(candidates(TRIALS, chooses, of("best_validation"), top=1)) == ["current", "1"]
+    assert list(candidates(TRIALS, plan(fixed={"train.weights": "last"}), of("best_validation"), top=1))
+
+
 WINNER = Verdict(trial=2, claimed=0.3, gain=0.2, low=0.1, high=0.3, p=0.004, pairs=8, alpha=0.05)
 
 

@@ -60,7 +60,7 @@ def engines(tmp_path: Path) -> Iterator[Engines]:
     made: list[LocalEngine] = []
 
     def make(workers: int) -> LocalEngine:
-        made.append(LocalEngine(partial(act, tmp_path), workers, nothing))
+        made.append(LocalEngine(partial(act, tmp_path), workers, nothing, nothing))
         return made[-1]
 
     yield make
@@ -158,9 +158,25 @@ def test_a_process_whose_work_raised_what_nobody_foresaw_ends_and_another_takes_
 
 
 def test_a_worker_that_cannot_be_prepared_loses_its_job(tmp_path: Path) -> None:
-    engine = LocalEngine(partial(act, tmp_path), 1, broken)
+    engine = LocalEngine(partial(act, tmp_path), 1, broken, nothing)
     engine.start(Job("one", {"rows": 1}))
     assert isinstance(until(engine, over)[-1], Lost)
+    engine.close()
+
+
+def test_no_worker_starts_with_code_that_has_changed(tmp_path: Path) -> None:
+    def check() -> None:
+        if (tmp_path / "changed").exists():
+            raise UserError("changed")
+
+    engine = LocalEngine(partial(act, tmp_path), 1, nothing, check)
+    engine.start(Job("one", {"rows": 1}))
+    until(engine, over)
+    (tmp_path / "changed").touch()
+    engine.start(Job("two", {"rows": 2, "at": 1, "then": "surprise"}))  # by the worker that is there
+    assert isinstance(until(engine, over)[-1], Lost)
+    with pytest.raises(UserError, match="changed"):
+        engine.start(Job("two", {"rows": 2}))
     engine.close()
 
 

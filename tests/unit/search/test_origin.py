@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
+from lenet5.errors import UserError
 from lenet5.params import Params
 from lenet5.search import origin
-from lenet5.search.origin import differences, origin_of
+from lenet5.search.origin import differences, origin_of, unchanged_code
 from lenet5.search.plan import Plan
 
 from .conftest import SPACE
@@ -51,3 +52,13 @@ def test_other_params_code_data_and_libraries_are_told(
     assert [one.partition(" was ")[0] for one in told] == ["train.seed", "src/code.py", "FashionMNIST", "PyTorch"]
     assert told[0] == f"train.seed was {base.train.seed}, is 7"
     assert told[1] == "src/code.py was changed"
+
+
+def test_code_that_changes_while_something_goes_on_is_told(pipeline: Path) -> None:
+    check = unchanged_code(pipeline)
+    check()
+    Path("src/code.py").write_text("2")
+    with pytest.raises(UserError, match=r"^src/code\.py was changed while this went on"):
+        check()
+    Path("src/code.py").write_text("1")
+    check()

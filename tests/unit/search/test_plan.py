@@ -61,6 +61,13 @@ def test_what_all_trials_share_is_told_where_the_base_alone_would_not_go_with_wh
     assert not {"train.momentum", "train.lr"} & shared.keys()
 
 
+def test_params_that_no_longer_go_with_the_plan_are_told(tmp_path: Path, params: Params) -> None:
+    plan = load(tmp_path, params, fixed={"train.optimizer": "adamw"}, **space(train__lr=[0.1, 0.2]))
+    edited = params.model_copy(update={"train": params.train.model_copy(update={"optimizer": "sgd", "momentum": 0.9})})
+    with pytest.raises(UserError, match=r"^params\.yaml: train\.momentum is for sgd"):
+        trial_params(plan, edited, {"train.lr": 0.1})
+
+
 def test_pruning_may_be_left_out(tmp_path: Path, params: Params) -> None:
     assert load(tmp_path, params, prune=False).prune is False
 
@@ -94,6 +101,7 @@ def test_pruning_may_be_left_out(tmp_path: Path, params: Params) -> None:
         (space(model__dropout={"low": 0.0, "high": 1.0}), "model.dropout: 1.0 is not allowed"),
         (space(train__batch_size={"low": 1.5, "high": 3.0}), "space: train.batch_size is a whole number"),
         (space(train__seed=[0, 1]), "space: train.seed cannot be searched"),
+        (space(train__weights=["last", "best_validation"]), "space: train.weights cannot be searched"),
         (space(data__split_seed=[0, 1]), "space: data.split_seed is not a param of model or train"),
         (space(register__alpha=[0.1]), "space: register.alpha is not a param of model or train"),
         (space(download__timeout=[1]), "space: download.timeout is not a param of model or train"),

@@ -96,6 +96,15 @@ def test_accuracy_is_better_when_it_is_higher(search: Search) -> None:
     assert asked == [[False], [False], [True]]
 
 
+def test_the_objective_is_free_until_the_search_has_begun(
+    search: Search, journal: Path, plan: Callable[..., Plan]
+) -> None:
+    open_study(journal, "wide", plan(objective="validation_loss"))  # and its process ends over what comes before begin
+    study = search(objective="validation_accuracy")
+    asked = [study.add_row(study.ask(), row(2, 0.5, accuracy), 8) for accuracy in (0.8, 0.9, 0.3)]
+    assert asked == [False, False, True]
+
+
 def test_nothing_is_ended_where_pruning_is_off(search: Search) -> None:
     study = search(prune=False)
     assert [finish(study, loss) for loss in (0.1, 0.2, 0.9)] == [[], [], []]

@@ -37,6 +37,7 @@ pytestmark = pytest.mark.skipif(
 ModelParamsOf, TrainParamsOf = Callable[..., ModelParams], Callable[..., TrainParams]
 RandomSplit = Callable[[int, int], Split]
 CPU = torch.device("cpu")
+MACROS = {"ACTIVATION": "relu", "POOLING": "max"}
 LANES = EngineChoice("lanes", False, "")
 BATCHES = [1, 16, 21, 200]
 COMBINATIONS: list[dict[str, Any]] = [
@@ -366,7 +367,7 @@ def test_a_library_for_another_cpu_is_not_kept_and_ends_no_process(
 ) -> None:
     monkeypatch.setenv("CXX", "g++ -mavx512f")
     with pytest.raises(BuildError, match=r"^made nothing that can be used: tried out, it failed: exit status -4$"):
-        build(lanes.SOURCE, {"ACTIVATION": "relu", "POOLING": "max"}, tmp_path, lanes.TRIAL)
+        build(compiler_command(), lanes.SOURCE, MACROS, tmp_path, lanes.TRIAL)
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
 
 
@@ -376,10 +377,8 @@ def test_the_compiler_may_come_with_options_or_before_another_or_be_the_usual_on
 ) -> None:
     counting = script(tmp_path / "counting", f'echo "$@" >> {tmp_path}/calls\nexec g++ "$@"')
     monkeypatch.setenv("CXX", set_to.format(counting))
-    assert build(lanes.SOURCE, {"ACTIVATION": "relu", "POOLING": "max"}, tmp_path / "kept", lanes.TRIAL).lanes() in (
-        8,
-        16,
-    )
+    built = build(compiler_command(), lanes.SOURCE, MACROS, tmp_path / "kept", lanes.TRIAL)
+    assert built.lanes() in (8, 16)
     assert counted is None or counted in (tmp_path / "calls").read_text()
 
 
@@ -390,11 +389,11 @@ def test_a_library_is_compiled_once_and_anew_when_anything_about_it_changed(
     monkeypatch.setenv("CXX", str(script(tmp_path / "counting", f'echo "$@" >> {calls}\nexec g++ "$@"')))
     source, folder = tmp_path / "source/lanes.cpp", tmp_path / "kept"
     shutil.copytree(lanes.SOURCE.parent, source.parent)
-    macros = {"ACTIVATION": "relu", "POOLING": "max"}
+    macros = dict(MACROS)
 
     def compiled() -> int:
         before = calls.read_text().count(" -o ") if calls.exists() else 0
-        assert build(source, macros, folder, lanes.TRIAL).lanes() in (8, 16)
+        assert build(compiler_command(), source, macros, folder, lanes.TRIAL).lanes() in (8, 16)
         return calls.read_text().count(" -o ") - before
 
     assert [compiled(), compiled()] == [1, 0]
@@ -414,6 +413,17 @@ def test_a_library_is_compiled_once_and_anew_when_anything_about_it_changed(
     assert [compiled(), compiled()] == [1, 0]
 
 
+def test_a_process_goes_on_with_the_code_that_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_params: ModelParamsOf
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.setattr(lanes, "SOURCE", tmp_path / "source/lanes.cpp")
+    shutil.copytree(Path(lanes.__file__).parent / "kernels", lanes.SOURCE.parent)
+    before = lanes.library(model_params())
+    lanes.SOURCE.write_text("no C++ any more")
+    assert lanes.library(model_params()) is before
+
+
 @pytest.fixture
 def one(tmp_path: Path) -> Path:
     """A source that is compiled in no time."""
@@ -427,14 +437,14 @@ def test_a_library_is_tried_out_where_it_is_kept_for_the_temporary_folder_may_al
     one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "cannot be used"))
-    assert build(one, {}, tmp_path / "kept", "library.one()").one() == 1
+    assert build(compiler_command(), one, {}, tmp_path / "kept", "library.one()").one() == 1
 
 
 def test_a_library_that_is_taken_up_again_does_not_grow_old(one: Path, tmp_path: Path) -> None:
-    build(one, {}, tmp_path / "kept", "library.one()")
+    build(compiler_command(), one, {}, tmp_path / "kept", "library.one()")
     (library,) = (tmp_path / "kept").glob("*.so")
     os.utime(library, (0, 0))
-    build(one, {}, tmp_path / "kept", "library.one()")
+    build(compiler_command(), one, {}, tmp_path / "kept", "library.one()")
     remove_old(tmp_path / "kept")
     assert library.exists()
 
@@ -443,10 +453,10 @@ def test_what_is_left_of_a_compilation_that_was_killed_goes_when_it_is_old(one: 
     killing = script(tmp_path / "killing", 'case " $* " in *" -o "*) kill -9 $PPID;; esac')
     code = (
         "import sys; from pathlib import Path; from lenet5.training.compiler import build;"
-        "build(Path(sys.argv[1]), {}, Path(sys.argv[2]), '')"
+        "build([sys.argv[3]], Path(sys.argv[1]), {}, Path(sys.argv[2]), '')"
     )
-    command = [sys.executable, "-c", code, str(one), str(tmp_path / "kept")]
-    done = subprocess.run(command, env=os.environ | {"CXX": str(killing)}, check=False)
+    command = [sys.executable, "-c", code, str(one), str(tmp_path / "kept"), str(killing)]
+    done = subprocess.run(command, check=False)
     assert done.returncode == -signal.SIGKILL
     assert sorted(path.suffix for path in (tmp_path / "kept").iterdir()) == [".lock", ".so"]
     for path in (tmp_path / "kept").iterdir():
@@ -458,7 +468,7 @@ def test_what_is_left_of_a_compilation_that_was_killed_goes_when_it_is_old(one: 
 def test_a_folder_that_cannot_be_written_to_is_a_reason_and_no_crash(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(BuildError, match=r"made nothing that can be used: .*file"):
-        build(lanes.SOURCE, {"ACTIVATION": "relu", "POOLING": "max"}, tmp_path / "file/libraries", lanes.TRIAL)
+        build(compiler_command(), lanes.SOURCE, MACROS, tmp_path / "file/libraries", lanes.TRIAL)
 
 
 def test_four_processes_that_need_the_same_library_compile_it_once(tmp_path: Path) -> None:
@@ -466,9 +476,9 @@ def test_four_processes_that_need_the_same_library_compile_it_once(tmp_path: Pat
     counting = script(tmp_path / "counting", f'echo "$@" >> {calls}\nexec g++ "$@"')
     code = (
         "import sys; from pathlib import Path; from lenet5.training import lanes, compiler;"
-        "compiler.build(lanes.SOURCE, {'ACTIVATION': 'relu', 'POOLING': 'max'}, Path(sys.argv[1]), lanes.TRIAL)"
+        f"compiler.build([sys.argv[2]], lanes.SOURCE, {MACROS}, Path(sys.argv[1]), lanes.TRIAL)"
     )
-    command = ["python", "-c", code, str(tmp_path / "kept")]
-    processes = [subprocess.Popen(command, env=os.environ | {"CXX": str(counting)}) for _ in range(4)]
+    command = ["python", "-c", code, str(tmp_path / "kept"), str(counting)]
+    processes = [subprocess.Popen(command) for _ in range(4)]
     assert [process.wait(120) for process in processes] == [0] * 4
     assert calls.read_text().count(" -o ") == 1

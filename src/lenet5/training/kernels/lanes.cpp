@@ -4,8 +4,8 @@
 // the core that computes them. What each block adds to the gradients is kept apart and added up in the order of the
 // blocks, so that no sum depends on the number of threads.
 //
-// Compiled for one ACTIVATION and one POOLING (vectors.hpp). Weights and gradients come in the
-// order and layout of the model's state dict, C3's kernels dense.
+// Compiled for one ACTIVATION and one POOLING (vectors.hpp). Weights and gradients come in the order and layout of the
+// model's state dict, C3's kernels dense.
 
 #include <omp.h>
 
