@@ -33,7 +33,7 @@ from lenet5.params import Params
 from lenet5.processors import use_own_share
 from lenet5.results import evaluation, figures, model_card
 from lenet5.results.history import read_history
-from lenet5.results.verdict import points, verdict
+from lenet5.results.verdict import accuracy_with_interval, points, verdict
 
 SHOE = CLASSES.index("Ankle boot")
 
@@ -94,9 +94,7 @@ def show(report: Mapping[str, Any]) -> None:
     """Print what a person wants to know first."""
     for name in ("train", "validation", "test"):
         if row := report.get(name):
-            low, high = row["accuracy_low"], row["accuracy_high"]
-            accuracy = f"accuracy {row['accuracy']:.2%} [{100 * low:.2f}, {100 * high:.2f}]"
-            print(f"{name:>10}  {accuracy}  loss {row['loss']:.3f} nats")
+            print(f"{name:>10}  accuracy {accuracy_with_interval(row)}  loss {row['loss']:.3f} nats")
     if "validation" not in report:
         print("validation  no images held out: no onset of overfitting can be told, and the gap is to the test images")
     print(

@@ -12,6 +12,7 @@ from rich.text import Text
 from lenet5.commands.leaderboard import (
     board_page,
     curves_section,
+    params_that_differ,
     rank,
     refuse_other_images,
     show_board,
@@ -22,7 +23,9 @@ from lenet5.commands.tables import (
     F1,
     GAP,
     LOSS,
+    MARKS,
     SHARE,
+    STYLES,
     Kind,
     find,
     html_page,
@@ -78,25 +81,14 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """McNemar's exact test on the test images that only one of the two classifies rightly."""
-
-    first_only: int
-    second_only: int
-    p_value: float
-    text: str
-
-
-@dataclass(frozen=True)
 class Comparison:
-    """Everything the terminal and the page show of two results."""
+    """Everything the terminal and the page show of two ``results``, by letter."""
 
-    names: tuple[str, str]
-    params: list[tuple[str, str, str]]
-    figures: dict[str, list[Row]]
-    verdict: Verdict
-    note: str
     results: Mapping[str, Measured]
+    params: list[list[str]]
+    figures: dict[str, list[Row]]
+    verdict: str
+    note: str
 
 
 def compare(references: Sequence[str], page: Path | None) -> int:
@@ -128,58 +120,56 @@ def compare(references: Sequence[str], page: Path | None) -> int:
 def compare_results(first: Measured, second: Measured, alpha: float) -> Comparison:
     """Set two results side by side. Raises UserError where they were measured on different test images."""
     refuse_other_images(first, second)
-    names = sorted(first.params.keys() | second.params.keys())
-    values = [(name, first.params.get(name, "-"), second.params.get(name, "-")) for name in names]
-    sides, note = with_gaps_to_the_same({FIRST: first, SECOND: second})
+    results = {FIRST: first, SECOND: second}
+    sides, note = with_gaps_to_the_same(results)
     return Comparison(
-        names=(first.name, second.name),
-        params=[entry for entry in values if entry[1] != entry[2]],
+        results=results,
+        params=params_that_differ([first, second]),
         figures={title: [_row(*figure, *sides.values()) for figure in figures] for title, figures in _FIGURES.items()},
         verdict=judge(first, second, alpha),
         note=note,
-        results={FIRST: first, SECOND: second},
     )
 
 
-def judge(first: Measured, second: Measured, alpha: float) -> Verdict:
-    """Whether one of the two is better on the same test images by more than luck, at significance ``alpha``."""
+def judge(first: Measured, second: Measured, alpha: float) -> str:
+    """Whether one of the two is better on the same test images by more than luck, at significance ``alpha``.
+
+    McNemar's exact test on the images that only one of them classifies rightly.
+    """
     first_only, second_only = discordant(first.predictions, second.predictions)
     p_value = mcnemar(first_only, second_only)
     conclusion = "Neither is better"
     if first_only != second_only:
         better = SECOND if second_only > first_only else FIRST
         conclusion = f"{better} is better, by more than luck" if p_value <= alpha else "The difference may well be luck"
-    text = (
+    return (
         f"{conclusion}: of {len(first.predictions):,} test images {first_only:,} are right only with {FIRST}, "
         f"{second_only:,} only with {SECOND} (McNemar's exact test, {told_p(p_value)}, register.alpha {alpha:g})."
     )
-    return Verdict(first_only, second_only, p_value, text)
 
 
 def show(comparison: Comparison, console: Console) -> None:
     """Print the tables and the verdict."""
-    for letter, name in zip((FIRST, SECOND), comparison.names, strict=True):
-        console.print(f"{letter}  {name}", soft_wrap=True)
+    for letter, one in comparison.results.items():
+        console.print(f"{letter}  {one.name}", soft_wrap=True)
     print_table(console, "Params that differ", ["", FIRST, SECOND], comparison.params or [("none", "", "")])
-    styles = {1: "green", -1: "red", 0: ""}
     for title, rows in comparison.figures.items():
-        lines = [(row.name, row.first, row.second, Text(row.difference, styles[row.better])) for row in rows]
+        lines = [(row.name, row.first, row.second, Text(row.difference, STYLES[row.better])) for row in rows]
         print_table(console, title, ["", FIRST, SECOND, _DIFFERENCE], lines)
-    console.print(comparison.verdict.text, soft_wrap=True)
+    console.print(comparison.verdict, soft_wrap=True)
     if comparison.note:
         console.print(comparison.note, soft_wrap=True)
 
 
 def to_html(comparison: Comparison) -> str:
     """The comparison as one page that needs nothing else."""
-    marks = {1: "better", -1: "worse", 0: ""}
     sections = [html_table("Params that differ", ["", FIRST, SECOND], [html_row(entry) for entry in comparison.params])]
     for title, rows in comparison.figures.items():
-        lines = [html_row((row.name, row.first, row.second, row.difference), marks[row.better]) for row in rows]
+        lines = [html_row((row.name, row.first, row.second, row.difference), MARKS[row.better]) for row in rows]
         sections.append(html_table(title, ["", FIRST, SECOND, _DIFFERENCE], lines))
     sections.append(curves_section(comparison.results))
-    names = dict(zip((FIRST, SECOND), comparison.names, strict=True))
-    return html_page(names, f"{comparison.verdict.text} {comparison.note}".strip(), sections)
+    names = {letter: one.name for letter, one in comparison.results.items()}
+    return html_page(names, f"{comparison.verdict} {comparison.note}".strip(), sections)
 
 
 def _write(page: Path, content: str) -> None:

@@ -11,7 +11,18 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from lenet5.commands.tables import GAP, SHARE, find, html_page, html_row, html_table, print_table, written
+from lenet5.commands.tables import (
+    GAP,
+    MARKS,
+    SHARE,
+    STYLES,
+    find,
+    html_page,
+    html_row,
+    html_table,
+    print_table,
+    written,
+)
 from lenet5.errors import UserError
 from lenet5.record.promotion import discordant, mcnemar, told_p
 from lenet5.record.result import Measured
@@ -39,13 +50,17 @@ class Standing:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """Everything the terminal and the page show of several results; ``names`` by letter."""
+    """Everything the terminal and the page show of several ``results``, by letter."""
 
-    names: Mapping[str, str]
+    results: Mapping[str, Measured]
     standings: Sequence[Standing]
     params: Sequence[Sequence[str]]
-    curves: Mapping[str, Measured]
     explanation: str
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The results' names, by letter."""
+        return {letter: one.name for letter, one in self.results.items()}
 
 
 def rank(results: Sequence[Measured], alpha: float) -> Leaderboard:
@@ -69,10 +84,9 @@ def rank(results: Sequence[Measured], alpha: float) -> Leaderboard:
         for letter, one in sorted(evaluations.items(), key=lambda entry: -(find(entry[1], _TEST) or 0))
     ]
     return Leaderboard(
-        names={letter: one.name for letter, one in lettered.items()},
+        results=lettered,
         standings=standings,
-        params=_params_that_differ(results),
-        curves=lettered,
+        params=params_that_differ(results),
         explanation=(
             f"Accuracies in %, the accuracy gap in points. Against A: of {len(first.predictions):,} test images, those "
             f"right only with the other, those right only with A, and the p-value of McNemar's exact test, corrected "
@@ -86,6 +100,13 @@ def refuse_other_images(first: Measured, second: Measured) -> None:
     """Raise UserError where two results were measured on different test images."""
     if first.data_digest != second.data_digest or not first.predictions["true"].equals(second.predictions["true"]):
         raise UserError(f"{first.name} and {second.name} were measured on different test images: no comparison is fair")
+
+
+def params_that_differ(results: Sequence[Measured]) -> list[list[str]]:
+    """The names of the params in which ``results`` differ, with the value of each."""
+    names = sorted(set().union(*(one.params for one in results)))
+    rows = [[name, *(one.params.get(name, "-") for one in results)] for name in names]
+    return [row for row in rows if len(set(row[1:])) > 1]
 
 
 def with_gaps_to_the_same(results: Mapping[str, Measured]) -> tuple[dict[str, Mapping[str, Any]], str]:
@@ -107,9 +128,8 @@ def show_board(board: Leaderboard, console: Console) -> None:
     """Print the leaderboard and what sets its results apart."""
     for letter, name in board.names.items():
         console.print(f"{letter}  {name}", soft_wrap=True)
-    styles = {1: "green", -1: "red", 0: ""}
     rows: list[Sequence[str | Text]] = [
-        [one.letter, *one.figures, Text(one.against, styles[one.better])] for one in board.standings
+        [one.letter, *one.figures, Text(one.against, STYLES[one.better])] for one in board.standings
     ]
     print_table(console, "The best first", ["", *_COLUMNS, "against A"], rows)
     print_table(console, "Params that differ", ["", *board.names], board.params or [("none",)])
@@ -118,12 +138,11 @@ def show_board(board: Leaderboard, console: Console) -> None:
 
 def board_page(board: Leaderboard) -> str:
     """The leaderboard with the curves of all as one page that needs nothing else."""
-    marks = {1: "better", -1: "worse", 0: ""}
-    rows = [html_row([one.letter, *one.figures, one.against], marks[one.better]) for one in board.standings]
+    rows = [html_row([one.letter, *one.figures, one.against], MARKS[one.better]) for one in board.standings]
     params = [html_row(row) for row in board.params]
     sections = [
         html_table("The best first", ["", *_COLUMNS, "against A"], rows),
-        curves_section(board.curves),
+        curves_section(board.results),
         html_table("Params that differ", ["", *board.names], params),
     ]
     return html_page(board.names, board.explanation, sections)
@@ -157,9 +176,3 @@ def _against(counts: tuple[int, int], p_value: float | None, alpha: float) -> tu
     first_only, other_only = counts
     better = (other_only > first_only) - (other_only < first_only)
     return f"+{other_only} -{first_only}, {told_p(p_value)}", better if p_value <= alpha else 0
-
-
-def _params_that_differ(results: Sequence[Measured]) -> list[list[str]]:
-    names = sorted(set().union(*(one.params for one in results)))
-    rows = [[name, *(one.params.get(name, "-") for one in results)] for name in names]
-    return [row for row in rows if len(set(row[1:])) > 1]

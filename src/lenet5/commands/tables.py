@@ -20,6 +20,9 @@ class Kind(NamedTuple):
     better: int
 
 
+STYLES, MARKS = {1: "green", -1: "red", 0: ""}, {1: "better", -1: "worse", 0: ""}
+"""Of what is better, worse or neither: in a terminal, and on a page."""
+
 SHARE, GAP, LOSS, EPOCH, F1 = Kind(100, 2, 1), Kind(100, 2, -1), Kind(1, 3, -1), Kind(1, 0, 0), Kind(1, 3, 1)
 
 

@@ -9,7 +9,7 @@ from lenet5.files import read_json
 from lenet5.outs import HEADLINE, REGISTRATION
 from lenet5.record.lineage import changed_files
 from lenet5.record.promotion import CHAMPION
-from lenet5.results.verdict import points
+from lenet5.results.verdict import accuracy_with_interval, points
 from lenet5.workspace import LOCK_FILE
 
 _METRICS = HEADLINE.parent
@@ -21,12 +21,12 @@ def summary(
 ) -> str:
     """Which weights were kept, how good they are, whether they were champion then, and where to look at them."""
     test, images = evaluation["test"], "" if "validation" in evaluation else " to test"
-    interval = f"[{100 * test['accuracy_low']:.2f}, {100 * test['accuracy_high']:.2f}]"
     is_champion = CHAMPION in (registered["alias"] or "").split(", ")
     state = "champion when last registered" if is_champion else f"not champion ({registered['became']} when registered)"
     return (
-        f"kept: epoch {training['chosen_epoch']} of {training['epochs']}; test accuracy {test['accuracy']:.2%} "
-        f"{interval}, accuracy gap{images} {points(evaluation['gap']['accuracy'])} points; {state}; {page}"
+        f"kept: epoch {training['chosen_epoch']} of {training['epochs']}; "
+        f"test accuracy {accuracy_with_interval(test)}, accuracy gap{images} "
+        f"{points(evaluation['gap']['accuracy'])} points; {state}; {page}"
     )
 
 

@@ -16,7 +16,7 @@ import pandas as pd
 from lenet5.data.fashion_mnist import CLASSES, data_digest
 from lenet5.outs import CLASS_SCORES, CONFUSION, CURVES, FEATURE_MAPS, MISTAKES, RELIABILITY, SAMPLES
 from lenet5.params import TRAINING_IMAGES, Params, flat_params
-from lenet5.results.verdict import points, verdict
+from lenet5.results.verdict import accuracy_with_interval, points, verdict
 
 if TYPE_CHECKING:  # register renders too, and has no use for torch
     from lenet5.network.lenet5 import Layer
@@ -33,7 +33,7 @@ def summary(params: Params, history: pd.DataFrame, training: Mapping[str, Any], 
         "test": ("test", TEST_IMAGES),
     }
     rows = [
-        [name, f"{count:,}", _loss(evaluation[split]), _accuracy(evaluation[split])]
+        [name, f"{count:,}", _loss(evaluation[split]), accuracy_with_interval(evaluation[split])]
         for split, (name, count) in names.items()
         if split in evaluation
     ]
@@ -222,8 +222,3 @@ def _picture(path: Path, caption: str) -> str:
 
 def _loss(figures: Mapping[str, float]) -> str:
     return f"{figures['loss']:.3f} [{figures['loss_low']:.3f}, {figures['loss_high']:.3f}]"
-
-
-def _accuracy(figures: Mapping[str, float]) -> str:
-    low, high = 100 * figures["accuracy_low"], 100 * figures["accuracy_high"]
-    return f"{figures['accuracy']:.2%} [{low:.2f}, {high:.2f}]"

@@ -1,6 +1,6 @@
 """What a training's history says about it in words: whether it learned, overfits, and what to change."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lenet5.params import Params
@@ -16,6 +16,12 @@ LOSS_GREW = 0.01
 """The same for the loss gap, in nats."""
 WIDE = 0.02
 """An accuracy gap of two points is worth narrowing."""
+
+
+def accuracy_with_interval(figures: Mapping[str, float]) -> str:
+    """The accuracy among ``figures`` in percent, with its interval, as a person reads it."""
+    low, high = 100 * figures["accuracy_low"], 100 * figures["accuracy_high"]
+    return f"{figures['accuracy']:.2%} [{low:.2f}, {high:.2f}]"
 
 
 def at_chance(accuracy: float) -> bool:
