@@ -26,7 +26,8 @@ from lenet5.workspace import ATTEMPTS, PARAMS_FILE, main_workspace
 
 def main(params: Params) -> None:
     """Record what the earlier stages made, and say what became of the model."""
-    if called_by_dvc("register"):  # `make record` has DVC look at no other stage
+    # `make record` has DVC look at no other stage. Whoever runs the stages by hand leaves dvc.lock behind.
+    if called_by_dvc("register"):
         refuse_other_params(params)
     code, result, folder = read_code(), read_result(params), main_workspace() / ATTEMPTS
     attempts = attempts_at(folder, result.training_digest)
