@@ -64,7 +64,7 @@ INSTEAD = {
             "what trains after it would train for long",
             "cp params.yaml {folder} && {command} && cp {folder}/params.yaml params.yaml",
         )
-        for name in ("tutorial", "searched", "erased", "mixed")
+        for name in ("tutorial", "searched", "erased", "mixed", "leaky")
     },
     "make ui": Instead(INSTALLS, "make --dry-run ui", test="test_ui.py::test_the_printed_links_open_model_training"),
     "make record": Instead(
@@ -127,13 +127,14 @@ INSTEAD = {
             "lenet5 sweep run --help",
             test="test_sweep.py::test_a_sweep_is_one_run_with_a_child_a_trial",
         )
-        for name in ("wide", "longer", "searched", "erased")
+        for name in ("wide", "longer", "searched", "erased", "leaky")
     },
     **{
         f"lenet5 sweep confirm {those}": Instead("README has it for a small one", "lenet5 sweep confirm --help")
         for those in (
             "wide --top 3 --seeds 8",
             *(f"{name} --top 1 --seeds 8" for name in ("longer", "searched", "erased")),
+            "leaky --top 1 --seeds 5",
         )
     },
     "lenet5 sweep confirm small --top 1 --seeds 4": Instead(
@@ -150,7 +151,7 @@ INSTEAD = {
             "lenet5 sweep recipe small || test -f sweeps/small.md",
             test="test_sweep.py::test_a_sweeps_winner_is_put_to_the_test",
         )
-        for name in ("wide", "searched", "erased")
+        for name in ("wide", "searched", "erased", "leaky")
     },
     "export MLFLOW_TRACKING_URI=https://mlflow.example.org": Instead(
         "no server has this name",
