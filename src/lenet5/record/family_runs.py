@@ -62,18 +62,6 @@ class FamilyRuns:
             and all(_same(value, run.data.metrics.get(name)) for name, value in child.figures.items())
         )
 
-    def _is_of_another_attempt(self, key: str, child: Member) -> bool:
-        """Whether the run of a child that has ended holds what is not its own: MLflow can take nothing back.
-
-        It began anew on another kind of machine, say, where params and figures differ.
-        """
-        params = self._runs[key].data.params if self._runs and key in self._runs else {}
-        own = {(point.key, point.step): point.value for point in child.points}
-        curves = {place: value for place, value in self._there.get(key, {}).items() if place[1]}
-        return not params.items() <= child.params.items() or any(
-            not _same(value, own.get(place)) for place, value in curves.items()
-        )
-
     def _run(self, key: str, member: Member, code: Code) -> MlflowRun:
         runs = self._runs if self._runs is not None else {}
         if key not in runs:
@@ -91,9 +79,10 @@ class FamilyRuns:
 
     def _member(self, key: str, member: Member, code: Code) -> None:
         client, run = self._store.client, self._run(key, member, code)
-        if key and member.ended and self._is_of_another_attempt(key, member):
+        if key and member.ended and _is_of_another_attempt(member, run, self._there[key]):
             client.delete_run(run.info.run_id)
-            (self._runs or {}).pop(key), self._sent.pop(key, None)
+            self._runs = {name: one for name, one in (self._runs or {}).items() if name != key}
+            self._sent.pop(key, None)
             run = self._run(key, member, code)
         run_id, there = run.info.run_id, self._there[key]
         # A point of no epoch takes the place of an earlier one; MLflow keeps one of those that are equal.
@@ -112,6 +101,16 @@ class FamilyRuns:
         elif before is not None and before.status != "RUNNING":
             client.update_run(run_id, status="RUNNING")
         self._sent[key] = member
+
+
+def _is_of_another_attempt(child: Member, run: MlflowRun, there: Mapping[tuple[str, int], float]) -> bool:
+    """Whether the run of a child that has ended holds what is not its own: MLflow can take nothing back.
+
+    It began anew on another kind of machine, say, where params and figures differ.
+    """
+    own = {(point.key, point.step): point.value for point in child.points}
+    others = (place for place, value in there.items() if place[1] and not _same(value, own.get(place)))
+    return not run.data.params.items() <= child.params.items() or any(others)
 
 
 def _same(value: float, kept: float | None) -> bool:

@@ -94,13 +94,12 @@ def candidates(trials: Sequence[Trial], plan: Plan, base: Params, top: int) -> d
         params = trial_params(plan, base, trial.tried)
         if len(different) < top and params not in different.values():
             different[str(trial.number)] = params
-    if current.train.weights == "last":
-        for number, params in different.items():
-            if params.train.weights != "last":
-                raise UserError(
-                    f"trial {number} kept the epoch that is best on the images that measure it, and {PARAMS_FILE} the "
-                    "last: that flatters it; set train.weights there to best_validation"
-                )
+    chose = [number for number, params in different.items() if params.train.weights != "last"]
+    if chose and current.train.weights == "last":
+        raise UserError(
+            f"trial {chose[0]} kept the epoch that is best on the images that measure it, and {PARAMS_FILE} the last: "
+            "that flatters it; set train.weights there to best_validation"
+        )
     return {CURRENT: current} | different
 
 

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from lenet5.commands.compare import Comparison, compare_results, judge, show, to_html
 from lenet5.errors import UserError
+from lenet5.record.promotion import mcnemar
 from lenet5.record.result import Measured
 
 HISTORY = pd.DataFrame({"epoch": [1, 2], "test_loss": [0.5, 0.4], "test_accuracy": [0.8, 0.9]}).assign(
@@ -53,7 +54,8 @@ def test_mcnemar_counts_the_images_that_only_one_gets_right() -> None:
     assert verdict.startswith(
         "The difference may well be luck: of 10 test images 1 are right only with A, 3 only with B"
     )
-    assert "p = 0.62," in verdict  # 2 (1 + 4) / 2**4 = 0.625
+    assert mcnemar(1, 3) == pytest.approx(0.625)  # 2 (1 + 4) / 2**4
+    assert "p = 0.62," in verdict
 
 
 @pytest.mark.parametrize(
